@@ -1,0 +1,38 @@
+"""What a latent distribution must say about itself."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.conditions import Condition, batch_shape
+from fluvial.manifolds import Manifold
+
+
+class Base(nn.Module, ABC):
+    """A distribution on ``manifold`` whose density, with respect to Riemannian volume, and samples are known.
+
+    Attributes:
+        manifold: Where its samples live.
+    """
+
+    manifold: Manifold
+
+    @abstractmethod
+    def log_prob(self, z: Tensor, c: Condition = None) -> Tensor:
+        r"""Log-density at z of shape (\*batch, \*event), shape (\*batch,)."""
+
+    @abstractmethod
+    def sample(self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
+        r"""Independent draws, shape (\*n, \*batch(c), \*event): n per condition, or n in all without one."""
+
+
+def sample_shape(n: int | tuple[int, ...], c: Condition = None) -> tuple[int, ...]:
+    """(*n, *batch(c))."""
+    return (*((n,) if isinstance(n, int) else tuple(n)), *batch_shape(c))
+
+
+def count(shape: tuple[int, ...]) -> int:
+    """How many samples a sample shape asks for."""
+    return math.prod(shape)

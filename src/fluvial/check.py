@@ -1,0 +1,454 @@
+"""Is this flow to be believed?"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fluvial.conditions import Condition, leaves, transform
+from fluvial.data import as_dataset
+from fluvial.data.problems import check_finite, check_on_manifold
+from fluvial.flow import Flow
+from fluvial.manifolds import Euclidean, HasUniform
+from fluvial.metrics.c2st import c2st
+from fluvial.metrics.estimate import Estimate, finite_or_none, mean_estimate
+from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
+from fluvial.metrics.likelihood import evaluating, float_of, gap_of, log_prob, placed, reconstruction, rms_estimate
+from fluvial.metrics.pca_gaussian import pca_gaussian
+from fluvial.metrics.quadrature import normalisation
+from fluvial.volume import decoder_jacobian, rows_per_chunk
+
+Verdict = Literal["good", "doubtful", "bad", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Up to ``good`` a figure is good, above ``bad`` it is bad, between them doubtful."""
+
+    good: float
+    bad: float
+    reason: str
+
+    def verdict(self, value: float, slack: float = 0.0) -> Verdict:
+        """The word for a value, of which `slack` may be chance."""
+        if not math.isfinite(value):
+            return "bad"
+        return "good" if value - slack <= self.good else "bad" if value - slack > self.bad else "doubtful"
+
+
+THRESHOLDS = {
+    "NLL": Threshold(0.02, 0.2, "nats per dimension above the plainest model: a flow that does not beat it has learned nothing of the shape"),
+    "rows without density": Threshold(0.0, 1e-3, "share of rows: one in a thousand may be an outlier, more are a part of the distribution"),
+    "reconstruction": Threshold(
+        0.02, 0.1, "parts of the data's spread: the density is that of the reconstruction, so detail finer than this is lost"
+    ),
+    "reconstruction against PCA": Threshold(1.05, 1.5, "ratio of root mean squares: a curved surface must not fit worse than a flat one"),
+    "encoder/decoder gap": Threshold(
+        0.02, 0.1, "nats per dimension, the tolerance that training holds beta to; rows may differ by five times as much"
+    ),
+    "smallest singular value": Threshold(1e4, 1e6, "how much smaller than data spread over latent spread: float32 keeps seven digits"),
+    "condition number": Threshold(1e4, 1e6, "the log-determinant loses as many of float32's seven digits as this has"),
+    "latent marginals": Threshold(
+        0.03, 0.1, "largest difference of distribution functions beyond what chance makes: this share of latents is misplaced"
+    ),
+    "latents against base": Threshold(0.55, 0.65, "accuracy beyond two standard errors: one row in ten, three in ten, gives itself away"),
+    "cycle": Threshold(0.02, 0.1, "parts of the latent spread: samples and densities belong together only where the encoder undoes the decoder"),
+    "normalisation": Threshold(0.02, 0.1, "distance of the integral from 1: the error of a log-density in nats"),
+    "samples against data": Threshold(0.55, 0.65, "accuracy beyond two standard errors: one row in ten, three in ten, gives itself away"),
+}
+CHANCE = 0.01  # of a latent marginal being called different although it is not, over all coordinates
+JACOBIAN_ROWS = 256
+CLASSIFIER_ENTRIES = 1_280_000  # rows × columns of each set: keeps a two-sample test within about 20 seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a report.
+
+    Attributes:
+        name: What was looked at.
+        value: The figure; None where it does not exist.
+        error: Its standard error; None where it is not known.
+        verdict: "good", "doubtful", "bad" or "not applicable".
+        meaning: What the figure is.
+        advice: What to do where it is not good.
+        detail: Further figures and what they are compared with.
+    """
+
+    name: str
+    value: float | None
+    error: float | None
+    verdict: Verdict
+    meaning: str
+    advice: str
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """Value and error as text."""
+        if self.value is None:
+            return "–"
+        return str(Estimate(self.value, math.nan if self.error is None else self.error))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        entries = asdict(self)
+        for key in ("value", "error"):
+            entries[key] = None if entries[key] is None else finite_or_none(entries[key])
+        return entries
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        rows: One `Row` for every question.
+        title: Which flow, and on how many rows.
+    """
+
+    rows: tuple[Row, ...]
+    title: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is bad. Look at what is doubtful all the same."""
+        return all(row.verdict != "bad" for row in self.rows)
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of that name."""
+        found = [row for row in self.rows if row.name == name]
+        if not found:
+            raise KeyError(f"{name!r}; this report has {[row.name for row in self.rows]}")
+        return found[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"title": self.title, "ok": self.ok, "rows": [row.to_dict() for row in self.rows]}
+
+    def __str__(self) -> str:
+        names, values = (max(len(text) for text in column) for column in zip(*((row.name, row.text) for row in self.rows)))
+        table = [f"  {row.name:<{names}}  {row.text:>{values}}  {row.verdict:<14}  {row.meaning}" for row in self.rows]
+        notes = []
+        for row in self.rows:
+            if row.verdict in ("doubtful", "bad"):
+                notes.append(f"  {row.name} ({row.verdict}{'; ' + row.detail if row.detail else ''}): {row.advice}")
+        closing = ["What to do"] + notes if notes else ["Nothing here speaks against it."]
+        return "\n".join([self.title, *table, *closing])
+
+
+def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Report:
+    r"""Look at a trained flow from all sides, and say what each figure means and what to do about it.
+
+    Args:
+        flow: A `Flow`.
+        data: Data that were not trained on, ideally: the flow's own training rows look better than new ones will. Anything that
+            `fluvial.data.as_dataset` takes. If the flow's data were dequantised, so are these.
+        samples: How many samples of the flow and of the base to draw, and at most how many rows of data to use.
+        seed: Of everything drawn; the same seed gives the same report.
+
+    Returns:
+        A `Report`; print it, or ask ``report.ok``, ``report.rows``, ``report["NLL"]``, ``report.to_dict()``.
+
+    Raises:
+        TypeError: If flow is not a `Flow`.
+        ValueError: If the data have another event shape than the flow, fewer than 20 rows, or NaN or infinite entries.
+
+    Example:
+        >>> from fluvial.bases import Normal
+        >>> from fluvial.codecs import Standardize
+        >>> report = check(Flow(Standardize(1), Normal(1)), torch.randn(500, 1, generator=torch.Generator().manual_seed(0)))
+        >>> report.ok, report["normalisation"].verdict, report["encoder/decoder gap"].verdict
+        (True, 'good', 'not applicable')
+    """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"check: expected a Flow, got {type(flow).__name__}; check the factors of a Joint one by one")
+    dataset = as_dataset(data, manifold=None if isinstance(flow.manifold, Euclidean) else flow.manifold)
+    if tuple(dataset.x.shape[1:]) != flow.manifold.event_shape:
+        raise ValueError(f"check: expected data of shape (n, {', '.join(map(str, flow.manifold.event_shape))}), got {tuple(dataset.x.shape)}")
+    if len(dataset) < 20 or samples < 20:
+        raise ValueError(f"check: expected at least 20 rows of data and 20 samples, got {len(dataset)} and {samples}")
+    check_finite(dataset.x, dataset.c, dataset.spec)
+    check_on_manifold(dataset.x, dataset.spec)
+    if len(dataset) > samples:
+        dataset = dataset[torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(dataset.x.device)]
+    with evaluating(flow):
+        facts = _Facts(flow, *placed(flow, dataset, seed=seed), samples, seed)
+        rows = [row for section in SECTIONS for row in section(facts)]
+    kind = "a bijection" if flow.is_bijective else "free-form with a bottleneck" if flow.is_bottleneck else "free-form"
+    return Report(
+        tuple(rows), f"Flow on {flow.manifold} ({kind}, latent on {flow.latent_manifold}): {len(dataset)} rows of data, {facts.drawn} samples"
+    )
+
+
+class _Facts:
+    """What several rows of the report need, computed once, under no_grad and in evaluation mode."""
+
+    def __init__(self, flow: Flow, x: Tensor, c: Condition, weight: Tensor | None, samples: int, seed: int) -> None:
+        self.flow, self.x, self.c, self.weight, self.seed = flow, x, c, weight, seed
+        generator = torch.Generator(float_of(flow).device).manual_seed(seed)
+        # With conditions, one draw for each row of data; without, as many as asked for.
+        self.drawn = len(x) if c is not None else samples
+        embedded = c if flow.context is None or c is None else flow.context(c)
+        self.embedded = embedded
+        self.base = flow.base.sample(samples, generator=generator) if c is None else flow.base.sample((), embedded, generator=generator)
+        self.samples = flow.decode(self.base, c)
+        self.z = flow.encode(x, c)
+        self.z_again = flow.encode(self.samples, c)
+        self.log_prob = log_prob(flow, x, c)
+
+    def similarity(self, samples: Tensor, reference: Tensor) -> tuple[Estimate, str] | None:
+        """C2ST accuracy of weighted data-like rows (`reference`) against unweighted draws, with its AUC in words; None where weights forbid it."""
+        if self.weight is not None and bool((self.weight < 0).any()):
+            return None
+        if not bool(torch.isfinite(samples).all() and torch.isfinite(reference).all()):
+            return Estimate(math.nan), "some rows are not finite"
+        columns = reference[0].numel() + sum(leaf[0].numel() for leaf in leaves(self.c).values())
+        most = max(500, CLASSIFIER_ENTRIES // columns)
+        score = c2st(samples, reference, c=self.c, reference_c=self.c, reference_weight=self.weight, max_rows=most, seed=self.seed)
+        return score.accuracy, f"AUC {score.auc}"
+
+
+def _spread(x: Tensor, weight: Tensor | None = None) -> float:
+    """Root mean square distance from the mean, in the embedding."""
+    flat = x.flatten(1).double()
+    w = torch.ones_like(flat[:, 0]) if weight is None else weight.double()
+    w = (w / w.sum()).unsqueeze(1)
+    return max(float((w * (flat - (w * flat).sum(0)).square()).sum().clamp_min(0).sqrt()), 1e-12)
+
+
+def _row(name: str, found: Estimate, verdict: Verdict, meaning: str, advice: str, detail: str = "") -> Row:
+    error = found.standard_error if math.isfinite(found.standard_error) else None
+    return Row(name, found.value, error, verdict, meaning, advice, "; ".join(filter(None, (detail, found.note))))
+
+
+def _likelihood(facts: _Facts) -> list[Row]:
+    flow, n = facts.flow, len(facts.x)
+    found = mean_estimate(-facts.log_prob, facts.weight)
+    where = (
+        "on the decoder's image, not comparable with other latent dimensions"
+        if flow.is_bottleneck
+        else "of the decoder"
+        if not flow.is_bijective
+        else "exact"
+    )
+    meaning = f"mean negative log-likelihood in nats ({where})"
+    advice = "train longer or with a larger network: the plainest model describes these data better"
+    plain = None if flow.is_bottleneck else _plain_nll(facts)
+    if found.bad_rows:
+        nll = _row("NLL", found, "doubtful", meaning, "see the rows without density")
+    elif plain is None:
+        nll = _row("NLL", found, "not applicable" if flow.is_bottleneck else "good", meaning, advice)
+    else:
+        model, value, slack = plain
+        excess = (found.value - value) / flow.manifold.dim
+        verdict = THRESHOLDS["NLL"].verdict(excess, (2 * found.standard_error + slack) / flow.manifold.dim)
+        nll = _row("NLL", found, verdict, meaning, advice, f"{model} gives {value:.4g}")
+    share = found.bad_rows / n
+    lost = Row(
+        "rows without density",
+        float(found.bad_rows),
+        None,
+        THRESHOLDS["rows without density"].verdict(share),
+        "number of rows whose log-density is not finite",
+        "look at these rows: outliers want a base with heavier tails (StudentT), values at a bound a codec whose support holds them; NaN wants float64 or more training",
+        found.note,
+    )
+    return [nll, lost]
+
+
+def _plain_nll(facts: _Facts) -> tuple[str, float, float] | None:
+    """Name, NLL and optimism of the plainest model on the space: uniform, or a Gaussian fitted to these very rows; None where there is none."""
+    manifold = facts.flow.manifold
+    if isinstance(manifold, HasUniform):
+        return "the uniform density", math.log(manifold.total_volume), 0.0
+    if not isinstance(manifold, Euclidean) or manifold.dim > 512 or len(facts.x) < 4 * manifold.dim:
+        return None
+    flat, w = facts.x.flatten(1).double(), torch.ones(len(facts.x), dtype=torch.float64) if facts.weight is None else facts.weight.double()
+    w = (w / w.sum()).to(flat.device).unsqueeze(1)
+    centred = flat - (w * flat).sum(0)
+    covariance = (w * centred).T @ centred
+    sign, log_det = torch.linalg.slogdet(2 * math.pi * math.e * covariance)
+    if float(sign) <= 0 or not math.isfinite(float(log_det)):
+        return None
+    # Fitted to the rows it is judged on, it gains half a nat per parameter in the summed likelihood, twice over.
+    return "a Gaussian", float(log_det) / 2, manifold.dim * (manifold.dim + 3) / 2 / len(facts.x)
+
+
+def _inversion(facts: _Facts) -> list[Row]:
+    flow, name = facts.flow, "reconstruction"
+    found = reconstruction(flow, facts.x, facts.c, weight=facts.weight).rms
+    spread = _spread(facts.x, facts.weight)
+    relative = Estimate(found.value / spread, found.standard_error / spread, note=found.note)
+    chord = "" if isinstance(flow.manifold, Euclidean) else ", as chord"
+    meaning = f"root mean square of |x − decode(encode(x))|{chord}, in parts of the data's spread"
+    absolute = f"{found} in the units of the data"
+    pca = _pca_rms(facts) if flow.is_bottleneck else None
+    if flow.is_bijective:
+        advice = "the inverse is numerically unstable: use float64, or a codec with bounded slopes"
+        verdict = THRESHOLDS[name].verdict(relative.value, 2 * relative.standard_error)
+    elif flow.is_bottleneck:
+        advice = "raise the latent dimension or beta, train longer, or use larger networks"
+        verdict = THRESHOLDS[name].verdict(relative.value, 2 * relative.standard_error)
+        if pca is not None and verdict != "good":
+            verdict = THRESHOLDS["reconstruction against PCA"].verdict(found.value / pca, 2 * found.standard_error / pca)
+            absolute += f", {pca:.4g} by as many principal components"
+    else:
+        advice = "raise beta, or train longer; if that does not help, use larger networks"
+        verdict = THRESHOLDS[name].verdict(relative.value, 2 * relative.standard_error)
+    return [_row(name, relative, verdict, meaning, advice, absolute), *_cycle(facts), *_gap(facts)]
+
+
+def _pca_rms(facts: _Facts) -> float | None:
+    """What as many principal components leave out, each row judged by components that have not seen it; None where that cannot be said."""
+    n, weight = len(facts.x), facts.weight
+    if not isinstance(facts.flow.manifold, Euclidean) or n < 4 * facts.flow.dim or (weight is not None and bool((weight < 0).any())):
+        return None
+    half = torch.arange(n, device=facts.x.device) % 2 == 0
+    distance = torch.empty(n, dtype=torch.float64, device=facts.x.device)
+    for fold in (half, ~half):
+        model = pca_gaussian(facts.x[~fold].double(), facts.flow.dim, weight=None if weight is None else weight[~fold])
+        distance[fold] = (facts.x[fold].double() - model.reconstruct(facts.x[fold].double())).flatten(1).norm(dim=1)
+    return rms_estimate(distance, weight).value or None
+
+
+def _cycle(facts: _Facts) -> list[Row]:
+    found = rms_estimate((facts.z_again - facts.base).flatten(1).norm(dim=1))
+    spread = _spread(facts.base)
+    relative = Estimate(found.value / spread, found.standard_error / spread, note=found.note)
+    advice = "raise beta or train longer, and let the objective also reconstruct latents drawn from the base, so that the encoder learns where samples fall"
+    if facts.flow.is_bijective:
+        advice = "the inverse is numerically unstable: use float64, or a codec with bounded slopes"
+    meaning = "root mean square of |z − encode(decode(z))| for z from the base, in parts of the latent spread"
+    return [_row("cycle", relative, THRESHOLDS["cycle"].verdict(relative.value, 2 * relative.standard_error), meaning, advice)]
+
+
+def _gap(facts: _Facts) -> list[Row]:
+    flow, name = facts.flow, "encoder/decoder gap"
+    meaning = "NLL with the encoder's volume minus NLL with the decoder's, in nats; 0 where they are inverses"
+    advice = "raise beta (beta='auto' does so until they agree) and train longer: until then log_prob is no density"
+    if flow.is_bijective:
+        return [Row(name, None, None, "not applicable", meaning, "the log-determinant of a bijection is exact")]
+    gap = gap_of(log_prob(flow, facts.x, facts.c, volume="encoder"), facts.log_prob, facts.weight)
+    mean = THRESHOLDS[name].verdict(abs(gap.signed.value) / flow.dim, 2 * gap.signed.standard_error / flow.dim)
+    each = THRESHOLDS[name].verdict(gap.absolute.value / flow.dim / 5, 2 * gap.absolute.standard_error / flow.dim / 5)
+    verdict = max(mean, each, key=("good", "doubtful", "bad").index)
+    if flow.is_bottleneck:
+        meaning += "; with a bottleneck only a bound"
+        verdict = "doubtful" if verdict == "bad" and math.isfinite(gap.signed.value) else verdict
+    return [_row(name, gap.signed, verdict, meaning, advice, f"mean |gap| of single rows {gap.absolute}")]
+
+
+def _jacobian(facts: _Facts) -> list[Row]:
+    flow = facts.flow
+    chosen = torch.randperm(len(facts.x), generator=torch.Generator().manual_seed(facts.seed))[:JACOBIAN_ROWS].to(facts.x.device)
+    z, c = facts.z[chosen], transform(facts.embedded, lambda leaf: leaf[chosen])
+    size = rows_per_chunk(flow.codec, flow.manifold, flow.latent_manifold, z, c)
+    pieces = []
+    for start in range(0, len(z), size):
+        rows = slice(start, start + size)
+        jacobian = decoder_jacobian(flow.codec, flow.manifold, flow.latent_manifold, z[rows], transform(c, lambda leaf: leaf[rows]))[1]  # noqa: B023
+        pieces.append(torch.linalg.svdvals(jacobian.double()) if bool(torch.isfinite(jacobian).all()) else torch.full((1, flow.dim), math.nan))
+    values = torch.cat([piece.cpu() for piece in pieces])
+    smallest, ratio = values[:, -1], values[:, 0] / values[:, -1]
+    typical = _spread(facts.x, facts.weight) / _spread(facts.base)
+    shrunk = typical / float(smallest.min()) if float(smallest.min()) > 0 else math.inf
+    advice = "where the data lie on a surface, add noise (noise=…) or lower the latent dimension; else raise beta"
+    cure = "standardise the data (flows.free_form does), add noise (noise=…) or lower the latent dimension; else evaluate in float64"
+    return [
+        Row(
+            "smallest singular value",
+            float(smallest.min()),
+            None,
+            THRESHOLDS["smallest singular value"].verdict(shrunk),
+            f"of the decoder's Jacobian in tangent bases, over {len(values)} rows: how far it flattens space",
+            advice,
+            f"median {float(smallest.median()):.3g}; data spread / latent spread is {typical:.3g}",
+        ),
+        Row(
+            "condition number",
+            float(ratio.max()),
+            None,
+            THRESHOLDS["condition number"].verdict(float(ratio.max())),
+            f"largest over smallest singular value, worst of {len(values)} rows",
+            cure,
+            f"median {float(ratio.median()):.3g}",
+        ),
+    ]
+
+
+def _latent(facts: _Facts) -> list[Row]:
+    advice = "train longer or with larger networks; separate clusters or heavy tails want another base (a mixture, StudentT)"
+    distance, chance = kolmogorov_smirnov(facts.z, facts.base, weight=facts.weight, chance=CHANCE)
+    marginals = Row(
+        "latent marginals",
+        distance,
+        None,
+        THRESHOLDS["latent marginals"].verdict(distance, chance),
+        "largest Kolmogorov–Smirnov distance between a coordinate of encoded data and of base samples",
+        advice,
+        f"chance alone makes up to {chance:.2g}",
+    )
+    meaning = "accuracy of a classifier that tells encoded data from base samples; 0.5 if it cannot"
+    return [marginals, _similarity_row("latents against base", facts.similarity(facts.base, facts.z), meaning, advice)]
+
+
+def _similarity_row(name: str, score: tuple[Estimate, str] | None, meaning: str, advice: str) -> Row:
+    if score is None:
+        return Row(name, None, None, "not applicable", meaning, "negative weights: no classifier can be trained on them")
+    accuracy, detail = score
+    slack = 2 * accuracy.standard_error if math.isfinite(accuracy.standard_error) else 0.0
+    threshold = THRESHOLDS["samples against data" if name.startswith("samples") else name]
+    return _row(name, accuracy, threshold.verdict(accuracy.value, slack), meaning, advice, detail)
+
+
+def _mass(facts: _Facts) -> list[Row]:
+    name, meaning = "normalisation", "integral of exp(log_prob) over the space, by quadrature; 1 for a density"
+    advice = "raise beta until encoder and decoder agree (beta='auto'); samples are right all the same, it is log_prob that is not"
+    n = len(facts.x)
+    conditions = [None] if facts.c is None else [transform(facts.c, lambda leaf: leaf[row]) for row in (0, n // 2)]  # noqa: B023
+    masses = [normalisation(facts.flow, c, x=facts.x if facts.c is None else None, seed=facts.seed) for c in conditions]
+    found = [mass for mass in masses if mass is not None]
+    if not found:
+        why = (
+            "the density lives on the decoder's image" if facts.flow.is_bottleneck else "only in one or two dimensions can it be integrated on a grid"
+        )
+        return [Row(name, None, None, "not applicable", meaning, why)]
+    worst = max(found, key=lambda mass: abs(mass.value - 1) if math.isfinite(mass.value) else math.inf)
+    verdict = THRESHOLDS[name].verdict(abs(worst.value - 1), worst.standard_error if math.isfinite(worst.standard_error) else 0.0)
+    if verdict == "good" and worst.standard_error > THRESHOLDS[name].good:
+        verdict, advice = "doubtful", "the density is too sharp for the grid: call metrics.normalisation with more max_points"
+    return [_row(name, worst, verdict, meaning, advice, f"worst of {len(found)} conditions" if facts.c is not None else "")]
+
+
+def _samples(facts: _Facts) -> list[Row]:
+    advice = "look at samples beside data (fluvial report) for what differs; train longer, use a larger network, or more data"
+    meaning = "accuracy of a classifier that tells samples from data; 0.5 if it cannot"
+    row = _similarity_row("samples against data", facts.similarity(facts.samples, facts.x), meaning, advice)
+    if not facts.flow.is_bottleneck:
+        return [row]
+    # Samples lie on the decoder's image, data beside it: a classifier sees that, which is no fault of the density.
+    capped = "doubtful" if row.verdict == "bad" and row.value is not None and math.isfinite(row.value) else row.verdict
+    reason = "samples lack what the bottleneck leaves out: raise the latent dimension if it matters, and judge the density by the reconstructions"
+    data = Row(row.name, row.value, row.error, capped, meaning, reason, row.detail)
+    meaning = "accuracy of a classifier that tells samples from reconstructed data, all on the decoder's image"
+    rebuilt = facts.flow.reconstruct(facts.x, facts.c)
+    return [data, _similarity_row("samples against reconstructions", facts.similarity(facts.samples, rebuilt), meaning, advice)]
+
+
+SECTIONS: tuple[Callable[[_Facts], list[Row]], ...] = (_likelihood, _inversion, _jacobian, _latent, _mass, _samples)
+
+
+class _Callable(ModuleType):
+    """``fluvial.check`` names this module once it has been imported, and the function before: calling either is the same."""
+
+    def __call__(self, flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Report:
+        return check(flow, data, samples=samples, seed=seed)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,124 @@
+"""Composition and reversal of codecs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.codecs.codec import Bijection, Codec
+from fluvial.conditions import Condition
+
+
+class Chain(Codec):
+    r"""Codecs one after the other, from the data side to the latent side.
+
+    .. math:: z = f_K(\dots f_2(f_1(x))), \qquad \log|\det| = \sum_k \log|\det f_k'|
+
+    A chain is itself a `Bijection` if and only if all its parts are; then it has ``encode_ladj``, ``domain`` and so on.
+
+    Args:
+        parts: At least one codec, the one that touches the data first.
+
+    Raises:
+        ValueError: If there are no parts, or a part's codomain is not the next one's domain.
+        TypeError: If a part is not a codec.
+
+    Example:
+        >>> from fluvial.codecs import FreeForm, Standardize
+        >>> free = FreeForm(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> isinstance(Chain([Standardize(2)]), Bijection), isinstance(Chain([Standardize(2), free]), Bijection)
+        (True, False)
+    """
+
+    def __new__(cls, parts: Sequence[Codec] = (), *args: Any, **kwargs: Any) -> "Chain":
+        bijective = len(parts) > 0 and all(isinstance(part, Bijection) for part in parts)
+        return super().__new__(_BijectiveChain if cls is Chain and bijective else cls)
+
+    def __init__(self, parts: Sequence[Codec]) -> None:
+        super().__init__()
+        if len(parts) == 0:
+            raise ValueError("Chain: expected at least one codec, got none")
+        for k, part in enumerate(parts):
+            if not isinstance(part, Codec):
+                raise TypeError(f"Chain: part {k} must be a Codec, got {type(part).__name__}; wrap two networks as FreeForm(encoder, decoder)")
+        for k, (left, right) in enumerate(zip(parts, parts[1:])):
+            if isinstance(left, Bijection) and isinstance(right, Bijection) and left.codomain != right.domain:
+                raise ValueError(f"Chain: part {k} ends on {left.codomain}, part {k + 1} starts on {right.domain}")
+        self.parts = nn.ModuleList(parts)
+
+    def encode(self, x: Tensor, c: Condition = None) -> Tensor:
+        """Apply the parts' encoders in order."""
+        for part in self.parts:
+            x = part.encode(x, c)  # pyright: ignore[reportCallIssue]
+        return x
+
+    def decode(self, z: Tensor, c: Condition = None) -> Tensor:
+        """Apply the parts' decoders in reverse order."""
+        for part in reversed(self.parts):
+            z = part.decode(z, c)  # pyright: ignore[reportCallIssue]
+        return z
+
+
+class _BijectiveChain(Chain, Bijection):
+    """A chain all of whose parts are bijections: their ladj add."""
+
+    def __init__(self, parts: Sequence[Codec]) -> None:
+        super().__init__(parts)
+        self.domain = parts[0].domain  # pyright: ignore[reportAttributeAccessIssue]
+        self.codomain = parts[-1].codomain  # pyright: ignore[reportAttributeAccessIssue]
+
+    def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for part in self.parts:
+            x, ladj = part.encode_ladj(x, c)  # pyright: ignore[reportCallIssue]
+            total = total + ladj
+        return x, total
+
+    def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), dtype=z.dtype, device=z.device)
+        for part in reversed(self.parts):
+            z, ladj = part.decode_ladj(z, c)  # pyright: ignore[reportCallIssue]
+            total = total + ladj
+        return z, total
+
+
+class Inverse(Codec):
+    """A codec the other way round: its encode is the other's decode. Of a `Bijection` it is a `Bijection`.
+
+    Args:
+        codec: The codec to reverse.
+
+    Raises:
+        TypeError: If it is not a codec.
+    """
+
+    def __new__(cls, codec: Codec | None = None, *args: Any, **kwargs: Any) -> "Inverse":
+        return super().__new__(_BijectiveInverse if cls is Inverse and isinstance(codec, Bijection) else cls)
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        if not isinstance(codec, Codec):
+            raise TypeError(f"Inverse: expected a Codec, got {type(codec).__name__}")
+        self.codec = codec
+
+    def encode(self, x: Tensor, c: Condition = None) -> Tensor:
+        """The codec's decode."""
+        return self.codec.decode(x, c)
+
+    def decode(self, z: Tensor, c: Condition = None) -> Tensor:
+        """The codec's encode."""
+        return self.codec.encode(z, c)
+
+
+class _BijectiveInverse(Inverse, Bijection):
+    def __init__(self, codec: Codec) -> None:
+        super().__init__(codec)
+        self.domain = codec.codomain  # pyright: ignore[reportAttributeAccessIssue]
+        self.codomain = codec.domain  # pyright: ignore[reportAttributeAccessIssue]
+
+    def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
+        return self.codec.decode_ladj(x, c)  # pyright: ignore[reportCallIssue]
+
+    def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
+        return self.codec.encode_ladj(z, c)  # pyright: ignore[reportCallIssue]

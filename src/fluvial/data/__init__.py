@@ -1,0 +1,29 @@
+"""Data sets: toys with known densities, real data, files; with splits, checks and the description a model keeps."""
+
+from fluvial.data.airports import airports
+from fluvial.data.dataset import Dataset, Splits, as_dataset
+from fluvial.data.digits import digits
+from fluvial.data.earth import earthquakes, fires, floods, volcanoes
+from fluvial.data.load import load
+from fluvial.data.spec import DataSpec
+from fluvial.data.toys import checkerboard, eight_gaussians, moons, pinwheel, rings, two_spirals
+
+__all__ = [
+    "DataSpec",
+    "Dataset",
+    "Splits",
+    "airports",
+    "as_dataset",
+    "checkerboard",
+    "digits",
+    "earthquakes",
+    "eight_gaussians",
+    "fires",
+    "floods",
+    "load",
+    "moons",
+    "pinwheel",
+    "rings",
+    "two_spirals",
+    "volcanoes",
+]

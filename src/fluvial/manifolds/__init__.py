@@ -1,0 +1,7 @@
+"""Spaces on which data and latents live: one small file each."""
+
+from fluvial.manifolds.euclidean import Euclidean
+from fluvial.manifolds.manifold import HasUniform, Manifold, random_tangent, tangent_dual
+from fluvial.manifolds.sphere import Sphere
+
+__all__ = ["Euclidean", "HasUniform", "Manifold", "Sphere", "random_tangent", "tangent_dual"]

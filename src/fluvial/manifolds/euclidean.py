@@ -1,0 +1,72 @@
+"""Flat space."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fluvial.manifolds.manifold import Manifold
+
+
+class Euclidean(Manifold):
+    r"""Flat space ℝⁿ, its points arranged in an array of any shape.
+
+    Args:
+        event_shape: An int n for vectors, or the shape of one point, such as (1, 28, 28) for an image.
+
+    Raises:
+        ValueError: If a length is not positive.
+
+    Example:
+        >>> Euclidean((1, 8, 8)).dim
+        64
+    """
+
+    def __init__(self, event_shape: int | tuple[int, ...]) -> None:
+        shape = (event_shape,) if isinstance(event_shape, int) else tuple(int(k) for k in event_shape)
+        if not shape or min(shape) < 1:
+            raise ValueError(f"Euclidean: event_shape must be positive lengths, got {event_shape!r}; a single number per sample is Euclidean(1)")
+        self.event_shape = shape
+        self.dim = math.prod(shape)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The identity."""
+        return x
+
+    def project_dual(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The identity, twice."""
+        return x, t
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """The identity: every vector is tangent."""
+        return u
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        r"""The unit matrix, shape (\*batch, \*event, n)."""
+        eye = torch.eye(self.dim, dtype=x.dtype, device=x.device).view(*self.event_shape, self.dim)
+        return eye.expand(*x.shape, self.dim)
+
+    def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """A uniformly distributed direction of length √n."""
+        gauss = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        axes = tuple(range(-len(self.event_shape), 0))
+        return gauss * (math.sqrt(self.dim) * torch.rsqrt(gauss.square().sum(axes, keepdim=True)))
+
+    def exp(self, x: Tensor, v: Tensor) -> Tensor:
+        """X + v."""
+        return x + v
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """Y − x."""
+        return y - x
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""|x − y|, shape (\*batch,)."""
+        return torch.linalg.vector_norm((x - y).flatten(-len(self.event_shape)), dim=-1)
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        r"""0, shape (\*batch,)."""
+        return x.new_zeros(x.shape[: x.ndim - len(self.event_shape)])
+
+    def __repr__(self) -> str:
+        return f"Euclidean({self.event_shape[0] if len(self.event_shape) == 1 else self.event_shape})"

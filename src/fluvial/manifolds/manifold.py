@@ -1,0 +1,122 @@
+"""What a manifold must say about itself."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Manifold(ABC):
+    r"""A Riemannian manifold of intrinsic dimension n, given by points embedded in an array of shape ``event_shape``.
+
+    Points are tensors of shape (\*batch, \*event); tangent vectors have the shape of points. Volumes are Riemannian:
+    ``log_volume`` is ½ log|G| in the embedded coordinates, and 0 wherever the embedding is isometric.
+    A manifold holds no tensors and no state; device and dtype follow the points it is given.
+
+    Attributes:
+        dim: Intrinsic dimension n.
+        event_shape: Shape of one embedded point.
+    """
+
+    dim: int
+    event_shape: tuple[int, ...]
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Ambient points -> the nearest points of the manifold, same shape."""
+
+    @abstractmethod
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """Orthogonal projection of ambient vectors u onto the tangent spaces at x, same shape as u."""
+
+    @abstractmethod
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        r"""Orthonormal bases of the tangent spaces at x, shape (\*batch, \*event, n): the last axis counts the vectors."""
+
+    @abstractmethod
+    def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """One random tangent vector v at each x with E[v vᵀ] = the tangent projector and |v|² = n, same shape as x."""
+
+    @abstractmethod
+    def exp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Follow the geodesic that leaves x with velocity v for unit time."""
+
+    @abstractmethod
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest tangent vector at x whose exp is y."""
+
+    @abstractmethod
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""Geodesic distance, shape (\*batch,)."""
+
+    @abstractmethod
+    def log_volume(self, x: Tensor) -> Tensor:
+        r"""½ log|G(x)|, shape (\*batch,)."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *sorted(vars(self).items())))
+
+
+@runtime_checkable
+class HasUniform(Protocol):
+    """A manifold of finite volume, on which a uniform density exists."""
+
+    total_volume: float
+
+    def random_uniform(
+        self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        r"""N independent points, uniform in Riemannian volume, shape (n, \*event)."""
+        ...
+
+
+@runtime_checkable
+class HasProjectDual(Protocol):
+    """A manifold that knows the derivative of its projection in closed form."""
+
+    def project_dual(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Ambient x and directions t of shape (K, *x.shape) -> project(x) and the K directional derivatives."""
+        ...
+
+
+def tangent_dual(manifold: Manifold, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """project(x) and its derivatives along t (K, *x.shape): in closed form where the manifold has one, else by forward differentiation."""
+    if isinstance(manifold, HasProjectDual):
+        return manifold.project_dual(x, t)
+    directions = torch.func.vmap(lambda one: torch.func.jvp(manifold.project, (x,), (one,))[1])(t)
+    return manifold.project(x), directions
+
+
+def random_tangent(manifold: Manifold, x: Tensor, count: int = 1, *, generator: torch.Generator | None = None) -> Tensor:
+    r"""`count` random tangent vectors at each x, mutually orthogonal, each with |v|² = n and E[v vᵀ] = tangent projector.
+
+    Because they are orthogonal, `count` = n vectors turn a trace estimate into the exact trace.
+
+    Args:
+        manifold: Where x lives.
+        x: Points, shape (\*batch, \*event).
+        count: Number of vectors, at most the intrinsic dimension n.
+        generator: Source of randomness; default the global one of x's device.
+
+    Returns:
+        Shape (count, \*batch, \*event).
+
+    Raises:
+        ValueError: If count is not within 1 … n.
+    """
+    n = manifold.dim
+    if not 1 <= count <= n:
+        raise ValueError(f"random_tangent: {count} orthogonal probes do not exist in dimension {n}; ask for 1 to {n}")
+    if count == 1:
+        return manifold.random_tangent(x, generator=generator).unsqueeze(0)
+    batch = x.shape[: x.ndim - len(manifold.event_shape)]
+    gauss = torch.randn(*batch, n, count, generator=generator, dtype=x.dtype, device=x.device)
+    frame = torch.linalg.qr(gauss)[0] * math.sqrt(n)
+    # Q of a QR is Haar only up to column signs; the sign does not matter to v vᵀ.
+    vectors = manifold.tangent_basis(x).flatten(len(batch), -2) @ frame
+    return vectors.movedim(-1, 0).unflatten(-1, manifold.event_shape) if manifold.event_shape else vectors.movedim(-1, 0).squeeze(-1)

@@ -1,0 +1,31 @@
+"""Figures that say how good a density, its samples and its inverse are, each with its error."""
+
+from fluvial.metrics.c2st import C2ST, c2st
+from fluvial.metrics.estimate import Estimate, mean_estimate
+from fluvial.metrics.kernel_density import KernelDensity, kernel_density_nll
+from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
+from fluvial.metrics.likelihood import Gap, Reconstruction, encoder_decoder_gap, figures, nll, reconstruction
+from fluvial.metrics.pca_gaussian import PCAGaussian, pca_gaussian
+from fluvial.metrics.quadrature import box_grid, circle_grid, normalisation, sphere_grid
+
+__all__ = [
+    "C2ST",
+    "Estimate",
+    "Gap",
+    "KernelDensity",
+    "PCAGaussian",
+    "Reconstruction",
+    "box_grid",
+    "c2st",
+    "circle_grid",
+    "encoder_decoder_gap",
+    "figures",
+    "kernel_density_nll",
+    "kolmogorov_smirnov",
+    "mean_estimate",
+    "nll",
+    "normalisation",
+    "pca_gaussian",
+    "reconstruction",
+    "sphere_grid",
+]

@@ -1,0 +1,8 @@
+"""Networks that take (x, c)."""
+
+from fluvial.nn.activations import ACTIVATIONS, activation, push_activation
+from fluvial.nn.convolutional import ConvolutionalDecoder, ConvolutionalEncoder, Flatten
+from fluvial.nn.mlp import MLP
+from fluvial.nn.residual import Residual
+
+__all__ = ["ACTIVATIONS", "MLP", "ConvolutionalDecoder", "ConvolutionalEncoder", "Flatten", "Residual", "activation", "push_activation"]

@@ -1,0 +1,295 @@
+"""The likelihood of free-form flows: one objective for full-dimensional, injective and manifold flows."""
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.codecs import FreeForm
+from fluvial.conditions import Condition
+from fluvial.flow import Flow
+from fluvial.linearize import linearize
+from fluvial.manifolds import Manifold
+from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
+from fluvial.volume import Probe, ProbeScale, Surrogate, surrogate
+
+if TYPE_CHECKING:
+    from fluvial.data.dataset import Dataset
+
+TERMS = (
+    "reconstruction",
+    "z_reconstruction",
+    "z_reconstruction_encoder",
+    "z_sample_reconstruction",
+    "x_sample_reconstruction",
+    "shuffled_reconstruction",
+    "intermediate_reconstruction",
+    "z_projection",
+    "x_projection",
+)
+
+
+class FreeFormLikelihood(Objective):
+    r"""Maximum likelihood for any pair of networks, by the free-form surrogate.
+
+    .. math:: L(x) = \beta\, d(x, \hat x)^2 - w\,\bigl[\log p_Z(z) + s(x) + \tfrac12 (\log|G_z(z)| - \log|G_x(x)|)\bigr]
+                      + \sum_t \lambda_t\, T_t(x)
+
+    s is the surrogate of `fluvial.volume.surrogate`: its gradient is that of log|det J_f|, its value means nothing and is logged as
+    ``surrogate``. All terms are in the coordinates of the flow's free-form part (standardised where the flow standardises).
+
+    With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
+    |mean log|det J_f J_g||, which for a full-dimensional flow is |NLL_encoder − NLL_decoder|, moves log β up where it exceeds its target
+    and slowly down where it is below; with a bottleneck β is also kept so large that the reconstruction stays on its plateau.
+
+    Args:
+        beta: Weight of the squared reconstruction error, or "auto".
+        probe: Plan of the surrogate: "auto", "data", "latent" or "latent_vjp".
+        probes: Number K of orthogonal probes.
+        probe_scale: "intrinsic" (unbiased), or "embedding" to repeat the published M-FFF code.
+        fraction: Share of each batch on which the surrogate is computed.
+        terms: Weights λ of further terms by name:
+            ``reconstruction`` d(x₀, x̂)² to the data before noise was added;
+            ``z_reconstruction`` d(z, f(x̂))²; ``z_reconstruction_encoder`` the same with x̂ held fixed;
+            ``z_sample_reconstruction`` d(z', f(g(z')))² for z' from the base;
+            ``x_sample_reconstruction`` d(x', g(f(x')))² for x' = g(z') held fixed;
+            ``shuffled_reconstruction`` reconstruction of permuted rows under unpermuted conditions;
+            ``intermediate_reconstruction`` Σ|hidden state of the encoder − that of the decoder|², networks that have ``states``;
+            ``z_projection`` |f(x) − π f(x)|² and ``x_projection`` |g(z) − π g(z)|², which keep raw outputs near their manifold.
+        warmup: Epochs (a, b) between which the likelihood's weight w rises from 0 to 1; None for w = 1 throughout.
+        geodesic: Squared geodesic instead of embedding distance in all reconstruction terms.
+        gap_tolerance: τ per dimension, in nats: a gap up to τ·n counts as consistent.
+        beta_start: β at the start under "auto".
+        adapt_every: Steps between two moves of β.
+
+    Raises:
+        ValueError: If a name, weight or range is not one of the above.
+
+    References:
+        Draxler et al. (2023), arXiv:2310.16624, eq. (8); Sorrenson et al. (2023), arXiv:2306.01843 and arXiv:2312.09852.
+
+    Example:
+        >>> FreeFormLikelihood(beta=10.0, terms={"z_sample_reconstruction": 1.0}).beta
+        10.0
+    """
+
+    log_beta: Tensor
+    gap: Tensor
+
+    def __init__(
+        self,
+        beta: float | Literal["auto"] = "auto",
+        *,
+        probe: Probe = "auto",
+        probes: int = 1,
+        probe_scale: ProbeScale = "intrinsic",
+        fraction: float = 1.0,
+        terms: dict[str, float] | None = None,
+        warmup: tuple[float, float] | None = None,
+        geodesic: bool = False,
+        gap_tolerance: float = 0.02,
+        beta_start: float = 100.0,
+        adapt_every: int = 50,
+    ) -> None:
+        super().__init__()
+        _check_arguments(beta, probe, probes, probe_scale, fraction, terms or {}, warmup, gap_tolerance, beta_start)
+        self.beta = beta
+        self.probe: Probe = probe
+        self.probes = probes
+        self.probe_scale: ProbeScale = probe_scale
+        self.fraction = fraction
+        self.terms = dict(terms or {})
+        self.warmup = warmup
+        self.geodesic = geodesic
+        self.gap_tolerance = gap_tolerance
+        self.beta_start = beta_start
+        self.adapt_every = adapt_every if beta == "auto" else 0
+        self.register_buffer("log_beta", torch.tensor(math.log(beta_start if beta == "auto" else beta)))
+        self.register_buffer("gap", torch.tensor(math.nan))
+
+    def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
+        """Refuse flows this objective does not train."""
+        core = _free_form(flow).parts.core
+        if "intermediate_reconstruction" in self.terms:
+            _states(core, "encoder")
+            _states(core, "decoder")
+
+    def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The loss, and its unweighted terms."""
+        flow = _free_form(flow)
+        parts = flow.parts
+        c = batch.c if flow.context is None or batch.c is None else flow.context(batch.c)
+        h, ladj = parts.before.encode_ladj(batch.x, c) if parts.before is not None else (batch.x, 0.0)
+        s = surrogate(
+            parts,
+            h,
+            c,
+            probe=self.probe,
+            probes=self.probes,
+            scale=self.probe_scale,
+            fraction=self.fraction,
+            generator=progress.generator,
+        )
+        z, ladj_after = parts.after.encode_ladj(s.z, c) if parts.after is not None else (s.z, 0.0)
+        metric = parts.latent_manifold.log_volume(s.z) - parts.manifold.log_volume(h)
+        surrogate_nll = -(flow.base.log_prob(z, c) + s.value + metric + ladj + ladj_after)
+        reconstruction = self._square(parts.manifold, h, s.x)
+        total = self.log_beta.exp().to(h.dtype) * reconstruction + self._likelihood_weight(progress) * surrogate_nll
+        logged = {"reconstruction": reconstruction, "surrogate": surrogate_nll}
+        for name, weight in self.terms.items():
+            value = self._term(name, flow, batch, h, c, s, progress)
+            total = total + weight * value
+            logged[name if name != "reconstruction" else "clean_reconstruction"] = value
+        loss = weighted_mean(total, batch.weight)
+        return {"loss": loss, **{name: weighted_mean(value.detach(), batch.weight) for name, value in logged.items()}}
+
+    def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Exact decoder and encoder NLL, mean reconstruction distance, and the monitor.
+
+        The monitor is the decoder NLL where the gap is within tolerance, and rises with any excess: a decoder NLL that the encoder does
+        not confirm is not a likelihood. With a bottleneck it is NLL + (D − d)/2 · log(squared reconstruction error), the joint likelihood
+        under the best isotropic noise off the manifold, to which every β is comparable.
+        """
+        flow = _free_form(flow)
+        nll = -flow.log_prob(batch.x, batch.c)
+        distance = flow.manifold.distance(batch.x, flow.reconstruct(batch.x, batch.c))
+        mean_nll = weighted_mean(nll, batch.weight)
+        if flow.is_bottleneck:
+            square = weighted_mean(distance.square(), batch.weight)
+            monitor = mean_nll + 0.5 * (flow.manifold.dim - flow.dim) * torch.log(square.clamp_min(torch.finfo(square.dtype).tiny))
+            return {"monitor": monitor, "nll": nll, "reconstruction": distance}
+        nll_encoder = -flow.log_prob(batch.x, batch.c, volume="encoder")
+        gap = (weighted_mean(nll_encoder, batch.weight) - mean_nll).abs()
+        monitor = mean_nll + 2 * (gap - self._tolerance(flow)).clamp_min(0)
+        return {"monitor": monitor, "nll": nll, "nll_encoder": nll_encoder, "reconstruction": distance, "gap": gap}
+
+    @torch.no_grad()
+    def adapt(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Dual ascent on log β."""
+        flow = _free_form(flow)
+        parts = flow.parts
+        c = batch.c if flow.context is None or batch.c is None else flow.context(batch.c)
+        h = parts.before.encode(batch.x, c) if parts.before is not None else batch.x
+        gap = weighted_mean(_log_det_cycle(parts, h, c), batch.weight)
+        if not bool(torch.isfinite(gap)):
+            return {"beta": self.log_beta.exp()}
+        # Averaged with its sign: what fluctuates about zero from one step to the next is no inconsistency.
+        self.gap.copy_(gap if bool(torch.isnan(self.gap)) else 0.7 * self.gap + 0.3 * gap)
+        target = 0.5 * self._tolerance(flow)
+        # Up fast, because an inconsistent pair learns nothing true; down slowly, to find the smallest β that holds.
+        move = torch.log(self.gap.abs().clamp_min(1e-12) / target).clamp(-1.0, 2.0)
+        self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move))
+        if flow.is_bottleneck:
+            x = parts.manifold.project(parts.core.decode(parts.latent_manifold.project(parts.core.encode(h, c)), c))  # pyright: ignore[reportOptionalMemberAccess]
+            square = weighted_mean(self._square(parts.manifold, h, x), batch.weight)
+            # At the weight (D − d)/(2 error) a relative gain in reconstruction is worth as much as it is to a Gaussian likelihood
+            # (eq. of the monitor); ten times that leaves the likelihood no say in it: the plateau.
+            plateau = 10 * 0.5 * (parts.manifold.dim - parts.latent_manifold.dim) / square.clamp_min(1e-12)
+            self.log_beta.copy_(torch.maximum(self.log_beta, plateau.log().to(self.log_beta.dtype)))
+        self.log_beta.clamp_(math.log(1e-3), math.log(1e7))
+        return {"beta": self.log_beta.exp(), "gap": self.gap.abs()}
+
+    def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
+        """One group: codec, base and context together."""
+        return [{"params": [p for p in flow.parameters() if p.requires_grad]}]
+
+    def _tolerance(self, flow: Flow) -> float:
+        return self.gap_tolerance * flow.dim
+
+    def _likelihood_weight(self, progress: Progress) -> float:
+        if self.warmup is None:
+            return 1.0
+        a, b = self.warmup
+        return min(max((progress.epoch - a) / (b - a), 0.0), 1.0)
+
+    def _square(self, manifold: Manifold, a: Tensor, b: Tensor) -> Tensor:
+        if self.geodesic:
+            return manifold.distance(a, b).square()
+        return (a - b).flatten(a.ndim - len(manifold.event_shape)).square().sum(-1)
+
+    def _term(self, name: str, flow: Flow, batch: Batch, h: Tensor, c: Condition, s: Surrogate, progress: Progress) -> Tensor:
+        before, core, after, space, latent = flow.parts
+        if name == "reconstruction":
+            clean = batch.x if batch.clean is None else batch.clean
+            return self._square(space, before.encode(clean, c) if before is not None else clean, s.x)
+        if name in ("z_reconstruction", "z_reconstruction_encoder"):
+            x = s.x.detach() if name == "z_reconstruction_encoder" else s.x
+            return self._square(latent, s.z, latent.project(core.encode(x, c)))  # pyright: ignore[reportOptionalMemberAccess]
+        if name in ("z_sample_reconstruction", "x_sample_reconstruction"):
+            with torch.no_grad():
+                z = flow.base.sample(() if c is not None else len(h), c, generator=progress.generator)
+                z = after.decode(z, c) if after is not None else z
+            x = space.project(core.decode(z, c))  # pyright: ignore[reportOptionalMemberAccess]
+            if name == "z_sample_reconstruction":
+                return self._square(latent, z, latent.project(core.encode(x, c)))  # pyright: ignore[reportOptionalMemberAccess]
+            x = x.detach()
+            back = latent.project(core.encode(x, c))  # pyright: ignore[reportOptionalMemberAccess]
+            return self._square(space, x, space.project(core.decode(back, c)))  # pyright: ignore[reportOptionalMemberAccess]
+        if name == "shuffled_reconstruction":
+            other = h[torch.randperm(len(h), generator=progress.generator, device=h.device)]
+            z = latent.project(core.encode(other, c))  # pyright: ignore[reportOptionalMemberAccess]
+            return self._square(space, other, space.project(core.decode(z, c)))  # pyright: ignore[reportOptionalMemberAccess]
+        if name == "intermediate_reconstruction":
+            up = _states(core, "encoder")(h, c)
+            down = _states(core, "decoder")(s.z, c)
+            return torch.stack([(a - b).square().sum(-1) for a, b in zip(up, reversed(down))]).sum(0)
+        raw, projected = (s.z_raw, s.z) if name == "z_projection" else (s.x_raw, s.x)
+        return (raw - projected).flatten(1).square().sum(-1)
+
+
+def _free_form(flow: nn.Module) -> Flow:
+    if not isinstance(flow, Flow) or flow.is_bijective:
+        raise TypeError("FreeFormLikelihood trains a Flow with a free-form codec; a bijection knows its log-determinant: use MaximumLikelihood")
+    return flow
+
+
+def _log_det_cycle(parts: Any, h: Tensor, c: Condition) -> Tensor:
+    """log|det R_zᵀ J_f(h) J_g(z) R_z| of every row: 0 for consistent networks; NLL_decoder − NLL_encoder where dimensions agree."""
+    core, space, latent = parts.core, parts.manifold, parts.latent_manifold
+    z, _, push_encoder = linearize(core, "encode", h, c, manifold=latent)
+    _, _, push_decoder = linearize(core, "decode", z, c, manifold=space)
+    basis = latent.tangent_basis(z)
+    columns = space.to_tangent(h, push_decoder(basis.movedim(-1, 0)))
+    cycle = push_encoder(columns).flatten(2).permute(1, 2, 0)
+    return torch.linalg.slogdet(basis.flatten(1, -2).transpose(1, 2) @ cycle)[1]
+
+
+def _states(core: Any, side: str) -> Any:
+    net = getattr(core, side, None) if isinstance(core, FreeForm) else None
+    if net is None or not hasattr(net, "states"):
+        raise ValueError(
+            f"FreeFormLikelihood: the term intermediate_reconstruction needs a FreeForm of networks with states, such as nn.Residual; its {side} has none"
+        )
+    return net.states
+
+
+def _check_arguments(
+    beta: Any,
+    probe: str,
+    probes: int,
+    probe_scale: str,
+    fraction: float,
+    terms: dict[str, float],
+    warmup: Any,
+    tolerance: float,
+    start: float,
+) -> None:
+    who = "FreeFormLikelihood"
+    if beta != "auto" and not (isinstance(beta, (int, float)) and beta > 0 and math.isfinite(beta)):
+        raise ValueError(f"{who}: beta must be a positive number or 'auto', got {beta!r}")
+    if probe not in ("auto", "data", "latent", "latent_vjp"):
+        raise ValueError(f"{who}: probe must be 'auto', 'data', 'latent' or 'latent_vjp', got {probe!r}")
+    if probe_scale not in ("intrinsic", "embedding"):
+        raise ValueError(f"{who}: probe_scale must be 'intrinsic' or 'embedding', got {probe_scale!r}")
+    if probes < 1 or not 0 < fraction <= 1:
+        raise ValueError(f"{who}: probes must be at least 1 and fraction within (0, 1], got {probes} and {fraction}")
+    for name, weight in terms.items():
+        if name not in TERMS:
+            raise ValueError(f"{who}: unknown term {name!r}; the terms are {', '.join(TERMS)}")
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"{who}: the weight of {name} must be a number ≥ 0, got {weight}")
+    if warmup is not None and not (len(warmup) == 2 and 0 <= warmup[0] < warmup[1]):
+        raise ValueError(f"{who}: warmup must be two epochs 0 ≤ a < b, got {warmup}")
+    if not tolerance > 0 or not start > 0:
+        raise ValueError(f"{who}: gap_tolerance and beta_start must be positive, got {tolerance} and {start}")

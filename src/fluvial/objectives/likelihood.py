@@ -1,0 +1,37 @@
+"""Maximum likelihood of densities that are known exactly."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from fluvial.flow import Flow
+from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
+
+if TYPE_CHECKING:
+    from fluvial.data.dataset import Dataset
+
+
+class MaximumLikelihood(Objective):
+    r"""The negative log-likelihood of the data, weighted where rows carry weights.
+
+    .. math:: L = -\frac{\sum_i w_i \log p(x_i|c_i)}{\sum_i w_i}
+
+    Free-form flows are refused: trained on the exact log-determinant of one network their encoder and decoder drift apart, and a
+    bottleneck collapses onto the direction of least variance.
+    """
+
+    def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
+        """Refuse flows whose likelihood is not exact."""
+        if isinstance(flow, Flow) and not flow.is_bijective:
+            raise TypeError(
+                "MaximumLikelihood: this flow is free-form; train it with FreeFormLikelihood, which also keeps its two networks consistent"
+            )
+
+    def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The mean NLL, as loss."""
+        return {"loss": -weighted_mean(flow.log_prob(batch.x, batch.c), batch.weight)}  # pyright: ignore[reportCallIssue]
+
+    def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The NLL of every row; its mean is the monitor."""
+        nll = -flow.log_prob(batch.x, batch.c)  # pyright: ignore[reportCallIssue]
+        return {"monitor": weighted_mean(nll, batch.weight), "nll": nll}

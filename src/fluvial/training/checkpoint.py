@@ -1,0 +1,147 @@
+"""The folder of one training run, and what is written into it."""
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.conditions import leaves
+from fluvial.config import describe
+from fluvial.files import write_atomic
+from fluvial.objectives.objective import Objective
+from fluvial.training.history import Row, append_row, rewrite_rows
+
+if TYPE_CHECKING:
+    from fluvial.data import Dataset
+
+FORMAT = 1
+HASHED_ROWS = 1000
+BUDGET = ("max_steps", "max_epochs", "max_time")
+
+
+class Folder:
+    """checkpoint.pt (to go on from), history.jsonl (one line per validation) and model.safetensors (the best so far).
+
+    Every file is whole at every moment: a process that is killed, or a disk that is full, leaves the previous one.
+
+    Args:
+        path: The folder; it is made if it is not there.
+        model: Whether the flow can be written down, so that model.safetensors is written.
+
+    Raises:
+        ValueError: If the path is not a folder.
+    """
+
+    def __init__(self, path: Path, *, model: bool) -> None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"fit: directory {path} is a file; give the path of a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = path / "checkpoint.pt"
+        self.history = path / "history.jsonl"
+        self.model = path / "model.safetensors" if model else None
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, so that nothing of it is ever taken for this one's."""
+        for path in (self.checkpoint, self.history, self.checkpoint.with_name("model.safetensors")):
+            path.unlink(missing_ok=True)
+
+    def read(self) -> dict[str, Any] | None:
+        """The checkpoint, or None where there is none.
+
+        Raises:
+            ValueError: If the file is not a whole checkpoint of this library.
+        """
+        if not self.checkpoint.exists():
+            return None
+        mend = "remove it, or start afresh with resume=False"
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"fit: {self.checkpoint} is not a whole checkpoint ({type(error).__name__}); {mend}") from None
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            found = state.get("format") if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"fit: {self.checkpoint} has format {found}, this version reads {FORMAT}; {mend}")
+        return state
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint."""
+        write_atomic(self.checkpoint, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+    def append(self, row: Row) -> None:
+        """Add a row to the history."""
+        append_row(self.history, row)
+
+    def rewrite(self, rows: list[Row]) -> None:
+        """Cut the history back to what a checkpoint knows."""
+        rewrite_rows(self.history, rows)
+
+    def write_model(self, flow: nn.Module) -> None:
+        """Replace the model file, where the flow can be written down."""
+        if self.model is not None:
+            from fluvial.io import save
+
+            save(flow, self.model)
+
+
+def fingerprint(
+    flow: nn.Module, objective: Objective, train: "Dataset | None", held_out: "Dataset | None", settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for training to continue as if it had never stopped."""
+    return {
+        "training rows": _digest(train),
+        "validation rows": _digest(held_out),
+        "flow": _configuration(flow),
+        "objective": _configuration(objective),
+        **settings,
+    }
+
+
+def compare(then: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Refuse to continue another run; another budget is allowed, with a warning.
+
+    Raises:
+        ValueError: Naming the first thing that differs, then and now.
+    """
+    differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    for name in differing:
+        if name not in BUDGET:
+            raise ValueError(
+                f"fit: cannot resume {path}: {name} was {_short(then.get(name))} and is {_short(now.get(name))} now; "
+                "use the same again, or resume=False to start afresh"
+            )
+    if differing:
+        changes = ", ".join(f"{name} {then.get(name)} → {now.get(name)}" for name in differing)
+        warnings.warn(f"fit: resuming with another budget ({changes}): the learning rate follows the new one from here on", stacklevel=4)
+
+
+def _digest(data: "Dataset | None") -> str | None:
+    """Shapes, and a hash of the first rows."""
+    if data is None:
+        return None
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor] = {f"x {name}": leaf for name, leaf in leaves(data.x).items()}
+    tensors |= {f"c {name}": leaf for name, leaf in leaves(data.c).items()}
+    tensors |= {} if data.weight is None else {"weight": data.weight}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor[:HASHED_ROWS].contiguous().cpu().numpy().tobytes())
+    return f"{len(data)} of shape {tuple(data.spec.event_shape)}, {digest.hexdigest()[:16]}"
+
+
+def _configuration(module: nn.Module) -> str:
+    """A hash of the class, the arguments where they can be written down, and the shapes of the weights."""
+    try:
+        text = repr(describe(module))
+    except ValueError:
+        text = type(module).__qualname__
+    shapes = [(name, tuple(value.shape) if isinstance(value, Tensor) else None) for name, value in module.state_dict().items()]
+    return f"{type(module).__name__} {hashlib.sha256(f'{text} {shapes}'.encode()).hexdigest()[:16]}"
+
+
+def _short(value: Any) -> str:
+    return "absent" if value is None else str(value)

@@ -1,0 +1,91 @@
+"""Training and validation rows, checked against the flow before anything is trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fluvial.codecs import fit_codec_
+from fluvial.data import Dataset, as_dataset
+from fluvial.data.problems import check_finite, check_on_manifold, check_weight
+from fluvial.manifolds import Euclidean
+from fluvial.training.batches import Batches, rows
+from fluvial.training.settings import Settings
+from fluvial.training.states import generator
+from fluvial.training.validation import Validation
+
+# Held-out rows need no gradient, so more of them fit than in a training batch.
+CHUNK_BATCHES = 4
+LEAST_CHUNK = 1024
+
+
+def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[Dataset | None, Dataset | None]:
+    """Training and held-out rows, or (None, None) without data.
+
+    Raises:
+        ValueError: If rows are bad, shapes are not the flow's, or nothing would be left to train or validate on.
+    """
+    if data is None:
+        return None, None
+    whole = _on_manifold(flow, as_dataset(data), "data")
+    whole.check()
+    if isinstance(validation, bool | int | float):
+        return _cut(whole, validation, seed)
+    held_out = _on_manifold(flow, as_dataset(validation), "validation")
+    # What is odd about a distribution shows in the training rows; here only what no figure survives.
+    check_weight(held_out.weight)
+    check_finite(held_out.x, held_out.c, held_out.spec)
+    check_on_manifold(held_out.x, held_out.spec)
+    return whole, held_out
+
+
+def _cut(whole: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    if whole.official is not None:
+        splits = whole.split()
+    elif isinstance(share, bool) or not 0 < share < 1:
+        raise ValueError(f"fit: validation must be a share of the rows between 0 and 1, or held-out data, got {share!r}")
+    else:
+        splits = whole.split((1 - share, share, 0.0), seed=seed)
+    for name, part in (("train", splits.train), ("validate", splits.validation)):
+        if len(part) == 0:
+            raise ValueError(f"fit: no row of {len(whole)} is left to {name} on; give more data, or held-out data as validation=")
+    return splits.train, splits.validation
+
+
+def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
+    """The data with the flow's manifold in its description, once shapes and conditions are known to fit."""
+    manifold = getattr(flow, "manifold", None)
+    if manifold is None:
+        return data
+    if data.spec.event_shape != manifold.event_shape:
+        raise ValueError(
+            f"fit: {what} must have samples of shape {manifold.event_shape} on {manifold}, got {data.spec.event_shape}; "
+            "choose the columns, or build the flow for this shape"
+        )
+    if data.spec.manifold is not None and data.spec.manifold != manifold:
+        raise ValueError(f"fit: the flow lives on {manifold}, the {what} on {data.spec.manifold}; build the flow with manifold={data.spec.manifold}")
+    declared = getattr(flow, "condition", None)
+    if declared is not None and data.spec.condition != declared:
+        got = "none" if data.spec.condition is None else f"one of shape {data.spec.condition}"
+        raise ValueError(f"fit: the flow takes a condition of shape {declared}, the {what} have {got}; give fit(flow, (x, c))")
+    if data.spec.manifold is None and not isinstance(manifold, Euclidean):
+        return as_dataset(data, manifold=manifold)
+    return data
+
+
+def fit_codec(flow: nn.Module, train: Dataset, seed: int) -> None:
+    """Let codecs that want to see data see the training rows, with the noise that training adds."""
+    codec = getattr(flow, "codec", None)
+    if codec is not None:
+        fit_codec_(codec, train.spec.perturb(train.x, generator(seed, "codec", train.x.device)), train.c, train.weight)
+
+
+def make_validation(held_out: Dataset | None, batches: Batches, settings: Settings, device: torch.device) -> Validation:
+    """The rows that are validated on, drawn once, with the noise of training drawn once; without data, the empty batch of training."""
+    if held_out is None:
+        batch, chunk = batches.next(), batches.batch_size
+    else:
+        order = torch.randperm(len(held_out), generator=generator(settings.seed, "validation rows"))[: settings.validation_points]
+        batch = rows(held_out, order.to(device), generator(settings.seed, "validation noise", device))
+        chunk = max(CHUNK_BATCHES * settings.batch_size, LEAST_CHUNK)
+    return Validation(batch._replace(index=None), chunk=chunk, seed=settings.seed, device=device)
