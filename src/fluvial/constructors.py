@@ -35,7 +35,7 @@ _KEPT_ELSEWHERE: dict[str, dict[str, Callable[[Any], Any]]] = {
     "PairwiseDistance": {"p": lambda m: m.norm},
     "TransformerEncoderLayer": _TRANSFORMER_LAYER,
     "TransformerDecoderLayer": _TRANSFORMER_LAYER,
-    "TransformerEncoder": {"encoder_layer": lambda m: m.layers[0]},
+    "TransformerEncoder": {"encoder_layer": lambda m: m.layers[0], "enable_nested_tensor": lambda m: m.use_nested_tensor},
     "TransformerDecoder": {"decoder_layer": lambda m: m.layers[0]},
     "Hardtanh": {"min_value": lambda m: None, "max_value": lambda m: None},  # deprecated names of min_val and max_val
 }
@@ -73,7 +73,7 @@ def permitted(path: str, allow: Iterable[str]) -> bool:
     parts = path.split(".")
     if any(part.startswith("_") for part in parts):
         return False
-    return parts[0] == "fluvial" or (parts[:2] == ["torch", "nn"] and (len(parts) == 3 or parts[2] == "modules"))
+    return parts[0] == "fluvial" or (parts[:2] == ["torch", "nn"] and (len(parts) == 3 or parts[2:3] == ["modules"]))
 
 
 def public(cls: type) -> type:

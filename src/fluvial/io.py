@@ -106,7 +106,7 @@ def load(path: str | os.PathLike[str], *, allow: Sequence[str] = (), device: tor
         if not isinstance(name, str) or name not in stored:
             raise ValueError(f"{path}: the tensor {name} is missing, which {alias} shares")
         stored[alias] = stored[name]
-    flow = _built(path, config, spec, allow, numbers=sum(tensor.numel() for tensor in stored.values()))
+    flow = _built(path, config, spec, allow, stored)
     if header.get("dtype") in _DTYPES:
         flow.to(_DTYPES[header["dtype"]])
     _fill(path, flow, stored)
@@ -114,10 +114,10 @@ def load(path: str | os.PathLike[str], *, allow: Sequence[str] = (), device: tor
     return flow.eval().to(device)
 
 
-def _built(path: Path, config: Any, spec: Any, allow: Sequence[str], *, numbers: int) -> Flow | Joint:
+def _built(path: Path, config: Any, spec: Any, allow: Sequence[str], stored: dict[str, Tensor]) -> Flow | Joint:
     """The flow with fresh weights; the global random state stays as it was."""
     try:
-        with torch.random.fork_rng(devices=[]), _Allocations(limit=4 * numbers + 2**28):
+        with torch.random.fork_rng(devices=[]), _Allocations(stored):
             flow = build(config, allow=allow)
         manifold = build(spec["manifold"], allow=allow) if spec.get("manifold") else None
     except ValueError as error:
@@ -234,18 +234,19 @@ def _tie(flow: nn.Module, tied: dict[str, str]) -> None:
 class _Allocations(TorchFunctionMode):
     """Keeps a small file from filling the memory: what its configuration builds may not dwarf the tensors it holds."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, stored: dict[str, Tensor]) -> None:
         super().__init__()
-        self.limit = limit
-        self.total = 0
+        # Generous: parts may have tables of their own, and try themselves out.
+        self.tensors = 20 * len(stored) + 10_000
+        self.numbers = 4 * sum(tensor.numel() for tensor in stored.values()) + 2**28
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye):
             given = kwargs.get("size", args[0] if args and isinstance(args[0], list | tuple) else args)
             size = [length for length in given if isinstance(length, int)]
-            # Every tensor costs something, however short.
-            self.total += max(math.prod(size) ** (2 if func is torch.eye and len(size) == 1 else 1), 1024)
-            if self.total > self.limit:
+            self.tensors -= 1
+            self.numbers -= math.prod(size) ** (2 if func is torch.eye and len(size) == 1 else 1)
+            if min(self.tensors, self.numbers) < 0:
                 raise ValueError("the header describes a flow far larger than the tensors in the file; it is damaged or hostile")
         return func(*args, **kwargs)

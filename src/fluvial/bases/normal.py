@@ -8,6 +8,7 @@ from torch import Tensor
 from fluvial.bases.base import Base, sample_shape
 from fluvial.conditions import Condition
 from fluvial.manifolds import Euclidean
+from fluvial.manifolds.manifold import normals
 
 
 class Normal(Base):
@@ -40,7 +41,7 @@ class Normal(Base):
     def sample(self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         r"""Draws of shape (\*n, \*batch(c), \*event)."""
         shape = (*sample_shape(n, c), *self.event_shape)
-        return torch.randn(shape, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
+        return normals(shape, self.anchor, generator)
 
     def extra_repr(self) -> str:
         """The event shape, for repr."""

@@ -216,7 +216,9 @@ class Dataset:
         if len(spec.event_shape) != 1 or spec.manifold is not None:
             where = f"points on {spec.manifold}" if spec.manifold is not None else f"samples of shape {spec.event_shape}"
             raise ValueError(f"drop_constant: columns can be left out of vectors in flat space only, not of {where}; give noise= or dequantize=")
-        kept = (self.x != self.x[:1]).any(0)
+        # Negative weights, and weights that are all 0, are refused by the check, not here.
+        counting = self.x if self.weight is None or not self.weight.any() else self.x[self.weight != 0]
+        kept = (counting != counting[:1]).any(0)
         if bool(kept.all()):
             return
         if not bool(kept.any()):

@@ -64,7 +64,7 @@ def volcanoes(*, root: str | Path | None = None, noise: float = 0.0) -> Dataset:
 
 
 def earthquakes(*, root: str | Path | None = None, noise: float = 0.0) -> Dataset:
-    """6120 earthquakes at 5447 places, on ``Sphere(2)``: one row of nine repeats an earlier one. See `volcanoes`."""
+    """6120 earthquakes at 5447 places, on ``Sphere(2)``: one row of nine is a repeat, so training asks for noise. See `volcanoes`."""
     return _load("earthquakes", root, noise)
 
 

@@ -212,13 +212,16 @@ def _meetings_by_rounding(x: Tensor) -> float:
 
 def _row_keys(x: Tensor) -> Tensor:
     """A 64-bit key per row: equal rows have equal keys, and different rows almost surely different ones."""
-    bits = x.contiguous().view(torch.int64 if x.dtype == torch.float64 else torch.int32).to(torch.int64)
     generator = torch.Generator().manual_seed(0)
     odd = (torch.randint(-(2**62), 2**62, (x.shape[1] + 2,), generator=generator) * 2 + 1).to(x.device)
-    # Round numbers end in zero bits, which a product alone would keep: the shifts bring the high bits down.
-    mixed = bits * odd[0]
-    mixed = (mixed ^ (mixed >> 29)) * odd[1]
-    return ((mixed ^ (mixed >> 32)) * odd[2:]).sum(1)
+    whole = torch.int64 if x.dtype == torch.float64 else torch.int32
+    keys = []
+    for block in x.split(2**18):
+        # Round numbers end in zero bits, which a product alone would keep: the shifts bring the high bits down.
+        mixed = block.contiguous().view(whole).to(torch.int64) * odd[0]
+        mixed = (mixed ^ (mixed >> 29)) * odd[1]
+        keys.append(((mixed ^ (mixed >> 32)) * odd[2:]).sum(1))
+    return torch.cat(keys)
 
 
 def _listed(found: list[int], columns: Tensor, spec: DataSpec) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Rows are treated in blocks of this many numbers, nodes of the quadrature included.
-BLOCK = 2_000_000
+BLOCK = 2**18
 
 
 class Toy(ABC):

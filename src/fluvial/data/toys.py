@@ -229,18 +229,19 @@ class TwoSpirals(Toy):
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""Log-density, shape (\*batch,)."""
-        # Sixteen nodes per stretch of about four σ of the spiral, whose speed in s is at most π √(1 + 9π²).
-        stretches = math.ceil(math.pi * math.hypot(1, 3 * math.pi) / (4 * self.noise))
-        nodes, weights = (torch.tensor(part, dtype=torch.float64, device=x.device) for part in legendre(16))
+        # 64 nodes per stretch of at most 40 σ of the spiral, whose speed in s is at most π √(1 + 9π²).
+        stretches = math.ceil(math.pi * math.hypot(1, 3 * math.pi) / (40 * self.noise))
+        nodes, weights = (torch.tensor(part, dtype=torch.float64, device=x.device) for part in legendre(64))
         s = ((torch.arange(stretches, dtype=torch.float64, device=x.device).unsqueeze(1) + nodes) / stretches).flatten()
-        mass = 2 * s * weights.repeat(stretches) / stretches
-        centres, log_mass = torch.cat([self._curve(s), -self._curve(s)]), (mass / 2).log().repeat(2)
+        arm, log_mass = self._curve(s), (s * weights.repeat(stretches) / stretches).log()
+        constant = log_mass - 0.5 * arm.square().sum(-1) / self.noise**2 - math.log(2 * math.pi * self.noise**2)
 
         def spirals(points: Tensor) -> Tensor:
-            square = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-            return (log_mass - 0.5 * square / self.noise**2).logsumexp(-1) - math.log(2 * math.pi * self.noise**2)
+            along = points @ arm.T / self.noise**2
+            both = torch.logaddexp((constant + along).logsumexp(-1), (constant - along).logsumexp(-1))
+            return both - 0.5 * points.square().sum(-1) / self.noise**2
 
-        return in_blocks(spirals, x, len(centres))
+        return in_blocks(spirals, x, 2 * len(s))
 
     @staticmethod
     def _curve(s: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.manifold import Manifold
+from fluvial.manifolds.manifold import Manifold, normals
 
 
 class Euclidean(Manifold):
@@ -48,7 +48,7 @@ class Euclidean(Manifold):
 
     def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A uniformly distributed direction of length √n."""
-        gauss = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        gauss = normals(x.shape, x, generator)
         axes = tuple(range(-len(self.event_shape), 0))
         return gauss * (math.sqrt(self.dim) * torch.rsqrt(gauss.square().sum(axes, keepdim=True)))
 

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -84,6 +85,14 @@ class HasProjectDual(Protocol):
         ...
 
 
+def normals(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers of a given shape, on the device and in the dtype of `like`."""
+    if generator is None:
+        # The compiler traces randn only without the argument.
+        return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+    return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+
+
 def tangent_dual(manifold: Manifold, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """project(x) and its derivatives along t (K, *x.shape): in closed form where the manifold has one, else by forward differentiation."""
     if isinstance(manifold, HasProjectDual):
@@ -115,7 +124,7 @@ def random_tangent(manifold: Manifold, x: Tensor, count: int = 1, *, generator: 
     if count == 1:
         return manifold.random_tangent(x, generator=generator).unsqueeze(0)
     batch = x.shape[: x.ndim - len(manifold.event_shape)]
-    gauss = torch.randn(*batch, n, count, generator=generator, dtype=x.dtype, device=x.device)
+    gauss = normals((*batch, n, count), x, generator)
     frame = torch.linalg.qr(gauss)[0] * math.sqrt(n)
     # Q of a QR is Haar only up to column signs; the sign does not matter to v vᵀ.
     vectors = manifold.tangent_basis(x).flatten(len(batch), -2) @ frame

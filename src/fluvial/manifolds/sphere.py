@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.manifold import Manifold
+from fluvial.manifolds.manifold import Manifold, normals
 
 
 class Sphere(Manifold):
@@ -64,7 +64,7 @@ class Sphere(Manifold):
 
     def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A uniformly distributed tangent direction of length √n."""
-        gauss = self.to_tangent(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+        gauss = self.to_tangent(x, normals(x.shape, x, generator))
         return gauss * (math.sqrt(self.dim) * torch.rsqrt(gauss.square().sum(-1, keepdim=True)))
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ class FreeFormLikelihood(Objective):
             probes=self.probes,
             scale=self.probe_scale,
             fraction=self.fraction,
-            generator=progress.generator,
+            # A compiled step draws from the compiler's own generator.
+            generator=progress.source,
         )
         z, ladj_after = parts.after.encode_ladj(s.z, c) if parts.after is not None else (s.z, 0.0)
         metric = parts.latent_manifold.log_volume(s.z) - parts.manifold.log_volume(h)
@@ -218,7 +219,7 @@ class FreeFormLikelihood(Objective):
             return self._square(latent, s.z, latent.project(core.encode(x, c)))  # pyright: ignore[reportOptionalMemberAccess]
         if name in ("z_sample_reconstruction", "x_sample_reconstruction"):
             with torch.no_grad():
-                z = flow.base.sample(() if c is not None else len(h), c, generator=progress.generator)
+                z = flow.base.sample(() if c is not None else len(h), c, generator=progress.source)
                 z = after.decode(z, c) if after is not None else z
             x = space.project(core.decode(z, c))  # pyright: ignore[reportOptionalMemberAccess]
             if name == "z_sample_reconstruction":
@@ -227,7 +228,7 @@ class FreeFormLikelihood(Objective):
             back = latent.project(core.encode(x, c))  # pyright: ignore[reportOptionalMemberAccess]
             return self._square(space, x, space.project(core.decode(back, c)))  # pyright: ignore[reportOptionalMemberAccess]
         if name == "shuffled_reconstruction":
-            other = h[torch.randperm(len(h), generator=progress.generator, device=h.device)]
+            other = h[torch.randperm(len(h), generator=progress.source, device=h.device)]
             z = latent.project(core.encode(other, c))  # pyright: ignore[reportOptionalMemberAccess]
             return self._square(space, other, space.project(core.decode(z, c)))  # pyright: ignore[reportOptionalMemberAccess]
         if name == "intermediate_reconstruction":

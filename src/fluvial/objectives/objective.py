@@ -49,6 +49,11 @@ class Progress:
     n_train: int = 0
     generator: torch.Generator | None = field(default=None, repr=False)
 
+    @property
+    def source(self) -> torch.Generator | None:
+        """The generator to draw from; under the compiler, which can trace none but the default one, that one."""
+        return None if torch.compiler.is_compiling() else self.generator
+
 
 class Objective(nn.Module, ABC):
     """What training minimises. It may own buffers (tables, controllers) and parameters (a discriminator); both are checkpointed."""

@@ -1,6 +1,7 @@
 """The folder of one training run, and what is written into it."""
 
 import hashlib
+import inspect
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.conditions import leaves
-from fluvial.config import describe
 from fluvial.files import write_atomic
 from fluvial.objectives.objective import Objective
 from fluvial.training.history import Row, append_row, rewrite_rows
@@ -57,12 +57,11 @@ class Folder:
         if not self.checkpoint.exists():
             return None
         mend = "remove it, or start afresh with resume=False"
-        try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(f"fit: {self.checkpoint} is not a whole checkpoint ({type(error).__name__}); {mend}") from None
+        with open(self.checkpoint, "rb") as file:
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise ValueError(f"fit: {self.checkpoint} is not a whole checkpoint ({type(error).__name__}); {mend}") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             found = state.get("format") if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"fit: {self.checkpoint} has format {found}, this version reads {FORMAT}; {mend}")
@@ -93,11 +92,11 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What must be the same for training to continue as if it had never stopped."""
     return {
-        "training rows": _digest(train),
-        "validation rows": _digest(held_out),
+        **settings,
         "flow": _configuration(flow),
         "objective": _configuration(objective),
-        **settings,
+        "training rows": _digest(train),
+        "validation rows": _digest(held_out),
     }
 
 
@@ -134,13 +133,22 @@ def _digest(data: "Dataset | None") -> str | None:
 
 
 def _configuration(module: nn.Module) -> str:
-    """A hash of the class, the arguments where they can be written down, and the shapes of the weights."""
-    try:
-        text = repr(describe(module))
-    except ValueError:
-        text = type(module).__qualname__
-    shapes = [(name, tuple(value.shape) if isinstance(value, Tensor) else None) for name, value in module.state_dict().items()]
-    return f"{type(module).__name__} {hashlib.sha256(f'{text} {shapes}'.encode()).hexdigest()[:16]}"
+    """A hash of the classes, of the constructor arguments kept as plain attributes, and of the shapes of the weights."""
+    described: list[Any] = []
+    for name, part in module.named_modules():
+        # Where a class was defined does not count: a script may be resumed from a notebook.
+        arguments = {key: vars(part)[key] for key in inspect.signature(type(part).__init__).parameters if key in vars(part)}
+        described.append((name, type(part).__qualname__, {key: repr(value) for key, value in arguments.items() if _is_plain(value)}))
+    shapes = [(name, tuple(value.shape)) for name, value in module.state_dict().items() if isinstance(value, Tensor)]
+    return f"{type(module).__name__} {hashlib.sha256(repr((described, shapes)).encode()).hexdigest()[:16]}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _short(value: Any) -> str:

@@ -233,7 +233,9 @@ def _conclude(loop: Loop, directory: str | Path | None) -> History:
     if stopped.startswith("non-finite"):
         warnings.warn(f"fit: training stopped at step {loop.progress.step}, {stopped}", stacklevel=3)
     elif loop.best is None and loop.rows:
-        warnings.warn("fit: no validation gave a finite monitor, so the flow holds the last weights, not the best; look at History.rows", stacklevel=3)
+        warnings.warn(
+            "fit: no validation gave a finite monitor, so the flow holds the last weights, not the best; look at History.rows", stacklevel=3
+        )
     return History(loop.rows, stopped, None if loop.best is None else loop.best["row"])
 
 

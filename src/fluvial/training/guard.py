@@ -113,9 +113,8 @@ class Guard:
             return f"the term {max(terms, key=lambda name: terms[name])!r}"
         if "loss" in self.blame:
             return "the loss"
-        if self.blame:
-            return f"the gradient of parameter group {max(self.blame, key=lambda name: self.blame[name]).removeprefix('gradient ')} (the loss itself was finite)"
-        return "nothing"
+        group = max(self.blame, key=lambda name: self.blame[name], default="gradient").removeprefix("gradient")
+        return f"the gradient of parameter group{group} (the loss itself was finite)"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as it stands between two readings."""

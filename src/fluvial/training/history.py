@@ -18,10 +18,10 @@ class History:
     """The course of one training run.
 
     Attributes:
-        rows: One dict per validation: ``step``, ``epoch``, ``seconds`` (of training, validations included), ``learning_rate``, ``skipped`` (steps left out
-            because something was not finite, so far), ``loss`` and the objective's other training terms (means since the last row, under ``train_…``
-            where a validation figure has the same name), what the controllers say, and the validation figures; a figure known row by row
-            has its standard error beside it as ``…_error``.
+        rows: One dict per validation: ``step``, ``epoch``, ``seconds`` (of training, validations included), ``learning_rate``,
+            ``skipped`` (steps left out so far because something was not finite), ``loss`` and the objective's other training terms (means since
+            the last row; called ``train_…`` where a validation figure has the same name), what its controllers say, and the validation
+            figures; one that is known row by row has its standard error beside it as ``…_error``.
         stopped: Why training ended: ``"max_steps"``, ``"max_epochs"``, ``"max_time"``, ``"patience: …"``, ``"interrupted"`` or ``"non-finite: …"``.
         best: The row whose weights the flow now has, or None where no validation gave a finite monitor.
 

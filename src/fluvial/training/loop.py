@@ -79,7 +79,7 @@ class Loop:
         self.disk_error: OSError | None = None
         self._good: dict[str, Any] = {}
         self._good_step = 0
-        self._scale = 1.0
+        self._scale = self._factor = 1.0
         self._adapted: dict[str, float] = {}
         self._figures: dict[str, float] = {}
         self._last = Validated()
@@ -128,28 +128,30 @@ class Loop:
             self.stopped = "interrupted"
         return self.stopped is None
 
+    def close(self) -> None:
+        """Whatever happened: the display ends, and the flow has the best weights."""
+        self.display.close()
+        if self.best is not None:
+            restore(self.best, self.flow, self.objective)
+
     def finish(self) -> None:
-        """After the last step: a last look, the checkpoint, and the best weights put back."""
+        """After the last step: a last look, and the last checkpoint."""
         finished = self.stopped is not None and not self.stopped.startswith(("interrupted", "non-finite"))
         if finished and self._last.step != self.progress.step and self.disk_error is None:
             self._validate()
         if self.folder is not None and self.disk_error is None:
             self._save()
-        if self.best is not None:
-            restore(self.best, self.flow, self.objective)
-        elif self.stopped is not None and self.stopped.startswith("non-finite"):
-            restore(self._good, self.flow, self.objective)
 
     # --------------------------------------------------------------------------------------------------------------------- step
 
     def _optimize(self, batch: Batch) -> None:
         progress = self.progress
-        factor = self._scale * learning_rate_factor(self.settings.schedule, progress.fraction, progress.step, self.warmup)
+        self._factor = self._scale * learning_rate_factor(self.settings.schedule, progress.fraction, progress.step, self.warmup)
         terms = self._gradients(batch)
         norms = [optimizer.norm() for optimizer in self.optimizers]
         skip = self.guard.observe(terms, norms)
         for k, optimizer in enumerate(self.optimizers):
-            optimizer.step(norms[k], skip[k], factor)
+            optimizer.step(norms[k], skip[k], self._factor)
         progress.step += 1
         progress.fraction = self.budget.fraction(progress.step, self.seconds)
         progress.epoch = progress.step / self.batches.steps_per_epoch if self.batches.steps_per_epoch else 0.0
@@ -247,12 +249,11 @@ class Loop:
         progress = self.progress
         self.guard.read()
         figures = self.validation.run(self.flow, self.objective, progress)
-        factor = learning_rate_factor(self.settings.schedule, progress.fraction, progress.step, self.warmup)
         known = {
             "step": progress.step,
             "epoch": progress.epoch,
             "seconds": self.seconds,
-            "learning_rate": self.settings.learning_rate * self._scale * factor,
+            "learning_rate": self.settings.learning_rate * self._factor,
             "skipped": self.guard.skipped,
         }
         row = make_row(known, self.guard.means(), self._adapted, figures)
@@ -333,27 +334,18 @@ class Loop:
             optimizer.adam.load_state_dict(adam)
         self.progress.step, self.progress.fraction, self.progress.epoch = state["step"], state["fraction"], state["epoch"]
         self._earlier = state["seconds"]
-        self.rows, self.best, self._good, self._good_step = (
-            state["rows"],
-            clone(state["best"], self._device),
-            clone(state["good"], self._device),
-            state["good_step"],
-        )
-        self._scale, self._adapted, self._figures, self._since_best = (
-            state["scale"],
-            state["adapted"],
-            state["figures"],
-            state["since_best"],
-        )
-        self.guard.load_state_dict(state["guard"], self._device)
-        self.batches.load_state_dict(state["batches"])
+        self.rows, self._adapted, self._figures = state["rows"], state["adapted"], state["figures"]
+        self.best, self._good = clone(state["best"], self._device), clone(state["good"], self._device)
+        self._good_step, self._scale, self._since_best = state["good_step"], state["scale"], state["since_best"]
         self._last = Validated(*state["last"])
         self._best_on_disk = state["best_on_disk"]
+        self.guard.load_state_dict(state["guard"], self._device)
+        self.batches.load_state_dict(state["batches"])
         device, stream = state["generator"]
         if device == self._device.type:
             self._generator.set_state(stream)
         else:
-            warnings.warn(
-                f"fit: the checkpoint was made on {device}, going on on {self._device.type}: the noise from here on is another",
-                stacklevel=2,
-            )
+            warnings.warn(f"fit: the checkpoint was made on {device}, going on on {self._device.type}: other noise from here on", stacklevel=4)
+        ended = state["stopped"]
+        longer = ended is not None and ended.startswith("max_") and self.budget.used_up(state["step"], state["seconds"]) is None
+        self.stopped = None if ended == "interrupted" or longer else ended

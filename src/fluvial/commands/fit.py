@@ -1,0 +1,200 @@
+"""fluvial fit: train by a recipe."""
+
+import argparse
+import contextlib
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fluvial.commands.arguments import command
+from fluvial.recipes import locate
+from fluvial.runs import FILES, Run, environment
+
+if TYPE_CHECKING:
+    from fluvial.data import Splits
+    from fluvial.recipes.recipe import Recipe
+    from fluvial.training import History
+
+_OVERRIDE = re.compile(r"--(title|note|published|flow|data|objective|fit|split)([.=+].*)?")
+# A resumed run is the same run; these may change all the same.
+_FREE_ON_RESUME = ("max_epochs", "max_steps", "max_time", "checkpoint_every", "device", "progress")
+_INTERRUPTED = 130
+
+
+def add(parsers: Any) -> None:
+    """Declare the command."""
+    parser = command(
+        parsers,
+        "fit",
+        summary="train a flow by a recipe",
+        description="""\
+Train a flow by a packaged recipe (see: fluvial recipes) or a YAML file with the same keys: title, note, published, flow,
+data, objective, fit, split. Every value can be changed from here, by its path in the YAML:
+
+  --fit.max_epochs 20   --fit.seed 1   --flow.init_args.width 128   --data.init_args.noise 0.01   --objective.init_args.beta 10
+  (init_args may be left out: --flow.width 128)
+
+--show prints all there are; --flow.help CLASS, --data.help CLASS and --objective.help CLASS explain the arguments of one class.
+
+Writes a run folder, runs/RECIPE/1, runs/RECIPE/2, … or the one given by -o:
+  recipe.yaml        all that was run, with every default       history.jsonl      one line for each validation
+  environment.json   versions and machine                       model.safetensors  the best weights so far
+  checkpoint.pt      to go on from
+Ctrl-C ends training in good order, with the best weights kept; --resume goes on exactly there.""",
+        examples="  fluvial fit airports-quick\n  fluvial fit mine.yaml -o runs/wide --flow.width 512 --fit.max_time 600\n  fluvial fit airports --resume",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe, or the path of a .yaml file")
+    parser.add_argument("-o", "--output", metavar="DIR", help="run folder; default runs/RECIPE/N with the next N")
+    parser.add_argument("--resume", action="store_true", help="go on where the newest run of the recipe, or the one in DIR, stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
+    parser.add_argument("--show", action="store_true", help="print the whole recipe with all changes and defaults, and do nothing")
+    parser.set_defaults(run=run)
+
+
+def take_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Part the words of the command from those that change the recipe; each of the latter takes one value.
+
+    Example:
+        >>> take_overrides(["fit", "--fit.max_epochs", "20", "moons", "--flow.width=64"])
+        (['fit', 'moons'], ['--fit.max_epochs', '20', '--flow.width=64'])
+    """
+    rest, overrides, remaining = [], [], iter(words)
+    for word in remaining:
+        if _OVERRIDE.fullmatch(word) is None:
+            rest.append(word)
+            continue
+        value = None if "=" in word else next(remaining, None)
+        overrides += [word] if value is None else [word, value]
+    return rest, overrides
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train."""
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("fit: --resume goes on with a run and --overwrite replaces it; give one of them")
+    started = _resumed(arguments) if arguments.resume else None
+    recipe = _read(arguments, started)
+    if arguments.show:
+        print(recipe.to_yaml(), end="")
+        return 0
+    folder = Path(arguments.output) if arguments.output is not None else None
+    if folder is not None and started is None:
+        _check_free(folder, overwrite=arguments.overwrite)
+    # All that can be wrong with a recipe is found before a folder is touched.
+    flow, objective, splits = recipe.flow(), recipe.objective(), recipe.splits()
+    splits.train.check()
+
+    from fluvial.training.fit import fit
+    from fluvial.training.settings import training_device
+
+    device = str(training_device(recipe.fit["device"], recipe.fit["precision"]))
+    if started is None:
+        place = Run.create(recipe.name) if folder is None else Run(folder)
+        place.path.mkdir(parents=True, exist_ok=True)
+        place.clear()
+    else:
+        place = started
+    # Figures of earlier weights would be taken for those of the new ones.
+    for name in ("metrics.json", "check.json", "report.html"):
+        (place.path / name).unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        if started is None:
+            stack.callback(_forget_empty, place)
+        from fluvial.files import write_atomic
+
+        write_atomic(place.path / "recipe.yaml", recipe.to_yaml().encode())
+        place.write("environment.json", environment(_command(), recipe=recipe.name, device=device))
+        _announce(recipe, place, flow, splits, device)
+        history = fit(flow, splits.train, objective, validation=splits.validation, directory=place.path, resume=started is not None, **recipe.fit)
+    _conclude(recipe, place, history)
+    return _INTERRUPTED if history.stopped == "interrupted" else 0
+
+
+def _resumed(arguments: argparse.Namespace) -> Run | None:
+    """The run to go on with; None where the folder given by -o has none yet, so that the same command starts and continues."""
+    if arguments.output is not None:
+        found = Run(Path(arguments.output))
+        if not (found.path / "recipe.yaml").is_file():
+            _check_free(found.path, overwrite=False)
+            return None
+    elif (Path(arguments.recipe) / "recipe.yaml").is_file():
+        return Run(Path(arguments.recipe))
+    else:
+        name = locate(arguments.recipe)[0]
+        newest = Run.newest(name)
+        if newest is None:
+            raise FileNotFoundError(f"fit: there is no run of {name} under runs/ to go on with; leave out --resume")
+        return newest
+    name, stored = locate(arguments.recipe)[0], found.environment().get("recipe")
+    if stored not in (None, name):
+        raise ValueError(f"fit: {found.path} is a run of {stored}, not of {name}; name another folder by -o")
+    return found
+
+
+def _read(arguments: argparse.Namespace, started: Run | None) -> "Recipe":
+    from fluvial.recipes.recipe import Recipe
+
+    if started is None:
+        return Recipe.parse(*locate(arguments.recipe), arguments.overrides)
+    fixed = [word for word in arguments.overrides if word.startswith("--") and not re.match(rf"--fit\.({'|'.join(_FREE_ON_RESUME)})(=|$)", word)]
+    if fixed:
+        free = ", ".join(f"--fit.{name}" for name in _FREE_ON_RESUME)
+        raise ValueError(f"fit: {fixed[0]} cannot change a run that is resumed, only {free} can; begin a new run with it")
+    name = started.recipe().name
+    return Recipe.parse(name, (started.path / "recipe.yaml").read_text(encoding="utf-8"), arguments.overrides)
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder whose contents would be lost or mixed with the run.
+
+    Raises:
+        ValueError: Saying how to go on.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"fit: {folder} is a file; -o names a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "recipe.yaml").is_file() and not all(entry.name in FILES for entry in folder.iterdir()):
+        raise ValueError(f"fit: {folder} holds files that are not of a run ({', '.join(Run(folder).others()[:3])}); name another folder by -o")
+    if not overwrite:
+        raise ValueError(f"fit: {folder} holds a run already; go on with it by --resume, replace it by --overwrite, or name another folder by -o")
+
+
+def _forget_empty(place: Run) -> None:
+    """Where training failed before it began, leave no folder that looks like a run."""
+    if not any((place.path / name).exists() for name in ("checkpoint.pt", "history.jsonl", "model.safetensors")):
+        place.clear()
+        with contextlib.suppress(OSError):
+            place.path.rmdir()
+
+
+def _command() -> list[str]:
+    return ["fluvial", *sys.argv[1:]]
+
+
+def _announce(recipe: "Recipe", place: Run, flow: Any, splits: "Splits", device: str) -> None:
+    parameters = sum(p.numel() for p in flow.parameters() if p.requires_grad)
+    sizes = " + ".join(f"{len(part):,} {name}".replace(",", " ") for name, part in zip(splits._fields, splits))
+    print(f"{recipe.name}: {recipe.title}{f' ({recipe.note})' if recipe.note else ''}")
+    print(f"{splits.train.name or 'data'}: {sizes} rows · {f'{parameters:,}'.replace(',', ' ')} parameters · {device} · {place.path}", flush=True)
+
+
+def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
+    from fluvial.metrics.estimate import Estimate
+
+    last = history.rows[-1] if history.rows else {}
+    steps = f" after {last['step']} steps" if last else ""
+    print(f"stopped by {history.stopped}{steps}, {last.get('seconds', math.nan):.0f} s of training")
+    best = history.best
+    if best is not None and "nll" in best:
+        figures = [f"best validation NLL {Estimate(best['nll'], best.get('nll_error', math.nan))} nats at step {best['step']}"]
+        if "reconstruction" in best:
+            figures.append(f"reconstruction {Estimate(best['reconstruction'], best.get('reconstruction_error', math.nan))}")
+        print(" · ".join(figures))
+    print(f"in {place.path}: {', '.join(sorted(entry.name for entry in place.path.iterdir() if entry.name in FILES))}")
+    if history.stopped == "interrupted":
+        print(f"go on: fluvial fit {recipe.name if place.path.parent.name == recipe.name else place.path} --resume")
+    print(f"next:  fluvial evaluate {place.path}\n       fluvial check {place.path}\n       fluvial report {place.path}")
+    print(f"       fluvial sample {place.path} -n 10_000 -o samples.parquet")

@@ -1,0 +1,51 @@
+"""Figures as text."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fluvial.metrics.estimate import Estimate
+
+# Key -> (what to call it, what it is).
+KNOWN = {
+    "nll": ("test NLL", "mean negative log-likelihood of held-out rows, nats; the density that samples come from; lower is better"),
+    "nll_encoder": ("test NLL (encoder)", "the same with the encoder's change of volume: a check on the first, not a density"),
+    "gap": ("gap", "mean |NLL encoder − NLL decoder| of single rows, nats; 0 where the networks are inverses"),
+    "reconstruction": ("reconstruction", "root mean square of |x − decode(encode(x))|, in the units of the data"),
+    "n": ("rows", "number of held-out rows"),
+    "c2st": ("C2ST", "accuracy of a classifier that tells samples from data; 0.5 if it cannot"),
+    "normalisation": ("∫ p", "integral of the density by quadrature; 1 for a density"),
+}
+
+
+def estimate_of(entry: Any) -> Estimate | None:
+    """A number, an `Estimate` or its dict as an `Estimate`; None for anything else."""
+    if isinstance(entry, Estimate):
+        return entry
+    if isinstance(entry, bool):
+        return None
+    if isinstance(entry, int | float):
+        return Estimate(float(entry))
+    if isinstance(entry, Mapping) and "value" in entry and not isinstance(entry["value"], str | Mapping):
+        value, error = entry["value"], entry.get("standard_error", entry.get("error"))
+        note = str(entry.get("note") or entry.get("source") or "")
+        return Estimate(math.nan if value is None else float(value), math.nan if error is None else float(error), note=note)
+    return None
+
+
+def flattened(entries: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with their dotted names; figures with errors are leaves."""
+    if isinstance(entries, Mapping) and estimate_of(entries) is None:
+        for key, entry in entries.items():
+            yield from flattened(entry, f"{above}.{key}" if above else str(key))
+    else:
+        yield above, entries
+
+
+def in_words(estimate: Estimate) -> str:
+    """Value and error; whole numbers without decimals."""
+    if not math.isfinite(estimate.value):
+        return "not finite"
+    if math.isnan(estimate.standard_error) and estimate.value == int(estimate.value) and abs(estimate.value) < 1e9:
+        return f"{int(estimate.value):,}".replace(",", " ")
+    return str(estimate)

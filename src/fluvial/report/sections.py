@@ -1,0 +1,272 @@
+"""What a page consists of, one function for each section."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import plotly.graph_objects as go
+
+from fluvial.manifolds import Euclidean, Sphere
+from fluvial.report.corner_plot import corner
+from fluvial.report.draws import column_labels, latent_figures, sample_figures
+from fluvial.report.globe import angles
+from fluvial.report.histograms import marginal, most_different
+from fluvial.report.inversion import distances
+from fluvial.report.learning import curves
+from fluvial.report.material import Material
+from fluvial.report.numbers_in_words import KNOWN, estimate_of, flattened, in_words
+from fluvial.report.pictures import image_frame
+from fluvial.report.theme import as_rows
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot in the page.
+
+    Attributes:
+        title: Above it.
+        figures: One, or one for each setting of the condition.
+        caption: What one sees, and what good looks like.
+        span: "third", "half" or "full" of the page's width, where the window is wide enough.
+    """
+
+    title: str
+    figures: Sequence[go.Figure]
+    caption: str = ""
+    span: str = "half"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An entry of a table, with a tone (a verdict) that colours it."""
+
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in the page; its first column names the row."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        key: Its anchor.
+        title: Its heading.
+        lead: What it is about, in a sentence or two.
+        panels: Plots.
+        tables: Tables.
+        settings: Labels of the conditions between which its panels switch.
+        missing: What makes the section, where it is not there.
+        folded: Titles and texts shown on demand.
+    """
+
+    key: str
+    title: str
+    lead: str = ""
+    panels: Sequence[Panel] = ()
+    tables: Sequence[Table] = ()
+    settings: Sequence[str] = ()
+    missing: str = ""
+    folded: Sequence[tuple[str, str]] = field(default=())
+
+
+def training(material: Material) -> Section:
+    """The curves."""
+    if not material.history:
+        return Section("training", "Training", missing=material.hints.history)
+    last = material.history[-1]
+    took = f"{last.get('step', 0):,} steps".replace(",", " ")
+    if isinstance(last.get("seconds"), int | float):
+        took += f" in {last['seconds'] / 60:.1f} minutes"
+    ended = f", ended by {material.stopped}" if material.stopped else ""
+    skipped = f"; {last['skipped']} steps were skipped because something in them was not finite" if last.get("skipped") else ""
+    caption = (
+        "The validation NLL is exact, on rows held out from training, with bands of one standard error. It should fall and level off: if it still falls at the end, "
+        "train longer; if it rises again while the loss falls, the model overfits. For free-form flows the two NLL curves should meet."
+    )
+    figure = curves(material.history, best=material.best)
+    return Section("training", "Training", f"{took}{ended}{skipped}.", [Panel("", [figure], caption, "full")])
+
+
+def samples(material: Material) -> Section:
+    """Samples beside data."""
+    spec, truth = material.dataset.spec, material.dataset.truth
+    flow = material.flow
+    found = [
+        sample_figures(flow, material.x, material.c, material.weight, setting, spec=spec, truth=truth, seed=material.seed)
+        for setting in material.settings
+    ]
+    titles = list(found[0])
+    spans = {1: "full", 2: "half", 4: "half"}.get(len(titles), "third")
+    panels = [Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title, ""), spans) for title in titles]
+    lead = "The samples should look like another draw of the data: no detail blurred, no bridge between separate parts, none missing."
+    settings = [setting.label for setting in material.settings] if material.c is not None else []
+    if settings and not material.settings[0].exact:
+        lead += " The data shown are the rows whose condition comes nearest to the one chosen."
+    elif settings:
+        lead += " The data shown are the rows with the condition chosen."
+    return Section("samples", "Samples beside data", lead, panels, settings=settings)
+
+
+_SAMPLE_CAPTIONS = {
+    "Density of the flow": "The density that log_prob returns. Good: high where the data are, dark where there are none.",
+    "True density": "The density the data were drawn from, in the same colours.",
+    "Log-density of the flow": "Log-density in equal-area (Mollweide) projection, longitude 0 in the middle. Good: bright where the data cluster.",
+    "Data": "Held-out data, which the flow was not trained on.",
+    "Samples": "Drawn from the flow, one pass of the decoder each.",
+    "Their reconstructions": "decode(encode(x)) of the data beside: what the latent keeps. Good: recognisably the same.",
+    "Density, data and samples": "Histograms of the angle, and the density as a dashed line; the dotted line is the uniform density.",
+    "Data and samples": "Top: the two histograms. Bottom: samples over data, with the statistical errors of both.",
+}
+
+
+def marginals(material: Material) -> Section | None:
+    """Single columns, and pairs of them."""
+    manifold = material.flow.manifold
+    if isinstance(manifold, Sphere) and manifold.dim == 1 or (isinstance(manifold, Euclidean) and manifold.dim == 1):
+        return None  # the samples are shown in just this way already
+    lead = "Samples / data should stay at 1 within the errors; a slope or a dip shows where the flow puts too much or too little."
+    if isinstance(manifold, Sphere) and manifold.dim == 2:
+        (lon, lat), (lon_s, lat_s) = angles(as_rows(material.x)), angles(as_rows(material.samples))
+        to_degrees = 57.29577951308232
+        pairs = [("longitude, degrees", lon * to_degrees, lon_s * to_degrees), ("latitude, degrees", lat * to_degrees, lat_s * to_degrees)]
+        return Section(
+            "marginals", "Marginals", lead, [Panel("", [marginal(a, b, name=name, weight=material.weight)], "", "half") for name, a, b in pairs]
+        )
+    data, drawn = as_rows(material.x), as_rows(material.samples)
+    names = column_labels(material.dataset.spec, data.shape[1])
+    chosen = most_different(data, drawn)
+    panels = [
+        Panel("", [marginal(data[:, k], drawn[:, k], name=names[k], weight=material.weight)], "", "half" if len(chosen) < 3 else "third")
+        for k in chosen
+    ]
+    if data.shape[1] > len(chosen):
+        lead += f" Of {data.shape[1]} columns these are the {len(chosen)} in which data and samples differ most."
+    if data.shape[1] > 2:
+        caption = "Contours that hold 50 % and 90 % of the rows. Good: the two colours run on top of each other."
+        panels.append(Panel("Pairs of columns", [corner(data, drawn, names=names, weight=material.weight)], caption, "full"))
+    return Section("marginals", "Marginals", lead, panels)
+
+
+def reconstruction(material: Material) -> Section:
+    """Distances, and the worst rows."""
+    distance = material.distance
+    order = distance.nan_to_num(nan=float("inf")).argsort(descending=True)[:8].tolist()
+    shape = material.flow.manifold.event_shape
+    spec = material.dataset.spec
+    flat, rebuilt = as_rows(material.x), as_rows(material.rebuilt)
+    shown = min(flat.shape[1], 3 if image_frame(shape, spec.names) is None else 0)
+    names = column_labels(spec, flat.shape[1])[:shown]
+    headers = ["row", "distance", *names, *(f"{name} again" for name in names)]
+    rows = [
+        [
+            Cell(str(k)),
+            Cell(f"{float(distance[k]):.3g}"),
+            *(Cell(f"{v:.4g}") for v in flat[k, :shown]),
+            *(Cell(f"{v:.4g}") for v in rebuilt[k, :shown]),
+        ]
+        for k in order
+    ]
+    if material.flow.is_bijective:
+        lead = "A bijection: what is left is rounding."
+    elif material.flow.is_bottleneck:
+        lead = f"{material.flow.manifold.dim} dimensions are squeezed through {material.flow.dim}: what the latent cannot hold is the distance."
+    else:
+        lead = "The density is that of the reconstruction, so detail finer than this distance is lost."
+    caption = "Good: the whole histogram lies well to the left of the spread of the data, without a tail towards it."
+    return Section(
+        "reconstruction",
+        "Reconstruction",
+        lead,
+        [Panel("", [distances(distance, spread=material.spread, weight=material.weight)], caption, "full")],
+        [Table(headers, rows, "The rows farthest from their reconstructions, numbered within the rows shown on this page.")],
+    )
+
+
+def latent(material: Material) -> Section:
+    """Encoded data against the base."""
+    found = latent_figures(material.flow.latent_manifold, material.z, material.base, material.weight)
+    span = {1: "full", 2: "half"}.get(len(found), "third")
+    panels = [Panel(title, [figure], "", span) for title, figure in found.items()]
+    more = ""
+    if len(found) > 3 and material.z[0].numel() > len(found):
+        more = f" Of {material.z[0].numel()} coordinates these are the {len(found)} that differ most."
+    return Section("latent", "Latent space", "Encoded data should be indistinguishable from samples of the base: no holes, no clumps." + more, panels)
+
+
+def check(material: Material) -> Section:
+    """The table of `fluvial.check`."""
+    found = material.check
+    if not found or not found.get("rows"):
+        return Section("check", "Check", missing=material.hints.check)
+    rows = []
+    for row in found["rows"]:
+        value = estimate_of({"value": row["value"], "error": row.get("error")}) if row.get("value") is not None else None
+        verdict = row.get("verdict", "")
+        advice = row.get("advice", "") if verdict in ("doubtful", "bad") else ""
+        detail = "; ".join(filter(None, (row.get("meaning", ""), row.get("detail", ""))))
+        rows.append(
+            [Cell(row["name"]), Cell("–" if value is None else in_words(value)), Cell(verdict, verdict.replace(" ", "-")), Cell(detail), Cell(advice)]
+        )
+    return Section("check", "Check", found.get("title", ""), tables=[Table(["question", "figure", "verdict", "what it is", "what to do"], rows)])
+
+
+def figures(material: Material) -> Section:
+    """The numbers, beside published ones."""
+    if not material.metrics:
+        return Section("figures", "Figures", missing=material.hints.metrics)
+    rows = []
+    for key, entry in flattened({name: part for name, part in material.metrics.items() if name != "published"}):
+        found = estimate_of(entry)
+        name, meaning = KNOWN.get(key.removeprefix("figures."), (key.replace("_", " ").replace(".", " · "), ""))
+        if found is not None:
+            rows.append([Cell(name), Cell(in_words(found)), Cell("; ".join(filter(None, (meaning, found.note))))])
+        elif isinstance(entry, str) and entry:
+            rows.append([Cell(name), Cell(""), Cell(entry)])
+    tables = [Table(["figure", "value", "what it is"], rows, "± is one standard error.")]
+    if printed := published_rows(material):
+        tables.append(Table(["published", "value", "where"], printed))
+    return Section("figures", "Figures", tables=tables)
+
+
+def published_rows(material: Material) -> list[list[Cell]]:
+    """Name, value and source of every published figure."""
+    entries: Any = material.published or (material.metrics or {}).get("published") or []
+    if isinstance(entries, dict):
+        entries = [{"figure": key, **(entry if isinstance(entry, dict) else {"value": entry})} for key, entry in entries.items()]
+    if not isinstance(entries, list):
+        return [[Cell(str(entries)), Cell(""), Cell("")]] if entries else []
+    found = []
+    for entry in entries:
+        value = entry.get("value")
+        where = ", ".join(str(entry[key]) for key in ("source", "url") if entry.get(key))
+        found.append([Cell(str(entry.get("figure", ""))), Cell(f"{value:g}" if isinstance(value, int | float) else str(value or "")), Cell(where)])
+    return found
+
+
+def configuration(material: Material) -> Section:
+    """How to make it again."""
+    folded = [("Recipe, with every default written out", material.configuration)] if material.configuration else []
+    folded.append(("Network and base", str(material.flow)))
+    rows = [[Cell(str(key)), Cell(str(value))] for key, value in material.environment.items() if value not in (None, "", {}, [])]
+    return Section("configuration", "Configuration", material.hints.configuration, tables=[Table(["", "made with"], rows)], folded=folded)
+
+
+SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
+    training,
+    samples,
+    marginals,
+    reconstruction,
+    latent,
+    check,
+    figures,
+    configuration,
+)

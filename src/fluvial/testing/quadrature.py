@@ -1,0 +1,99 @@
+"""Integrals over manifolds, independent of anything a density says about itself."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fluvial.manifolds import Euclidean, HasUniform, Manifold, Sphere
+from fluvial.testing.contract import STANDARD_ERRORS, points_on
+
+Grid = tuple[Tensor, Tensor]
+
+
+def integrate(manifold: Manifold, fn: Callable[[Tensor], Tensor], *, points: int = 100_000) -> tuple[float, float]:
+    r"""∫ fn d(volume) over a manifold, and an error that the result does not exceed.
+
+    By quadrature on ℝ¹, ℝ² and the spheres up to S³; on other manifolds of finite volume by Monte Carlo.
+
+    Args:
+        manifold: Over what.
+        fn: Maps points (N, \*event) in float64 to values (N,).
+        points: How many points, about.
+
+    Raises:
+        ValueError: If the manifold has no such rule.
+
+    Example:
+        >>> value, error = integrate(Sphere(2), lambda p: p[:, 2] ** 2)
+        >>> abs(value - 4 * math.pi / 3) < 1e-9
+        True
+    """
+    rule = grid(manifold, points)
+    if rule is not None:
+        nodes, weights = rule
+        return float((weights * fn(nodes)).sum()), 1e-8
+    if not isinstance(manifold, HasUniform):
+        raise ValueError(f"integrate: no quadrature is known on {manifold}, and it has no finite volume to sample from")
+    values = fn(points_on(manifold, points)).detach()
+    volume = manifold.total_volume
+    return float(volume * values.mean()), float(STANDARD_ERRORS * volume * values.std() / math.sqrt(points))
+
+
+def grid(manifold: Manifold, points: int = 100_000) -> Grid | None:
+    """Nodes (N, *event) and weights (N,) on low-dimensional flat space and spheres; None elsewhere."""
+    if isinstance(manifold, Sphere) and manifold.dim <= 3:
+        return _sphere(manifold.dim, max(8, round((points / 2) ** (1 / manifold.dim))))
+    if isinstance(manifold, Euclidean) and manifold.dim <= 2:
+        x, w = _line(round(points ** (1 / manifold.dim)))
+        if manifold.dim == 1:
+            return x.view(-1, *manifold.event_shape), w
+        nodes = torch.cartesian_prod(x, x).view(-1, *manifold.event_shape)
+        return nodes, torch.cartesian_prod(w, w).prod(-1)
+    return None
+
+
+def _line(n: int) -> Grid:
+    # Double exponential: spectral for smooth densities, and wide enough for the tails of a Cauchy distribution.
+    t = torch.linspace(-4.0, 4.0, n, dtype=torch.float64)
+    inner = math.pi / 2 * torch.sinh(t)
+    return torch.sinh(inner), torch.cosh(inner) * math.pi / 2 * torch.cosh(t) * (8.0 / (n - 1))
+
+
+def _sphere(dim: int, n: int) -> Grid:
+    if dim == 1:
+        angle = 2 * math.pi * torch.arange(2 * n, dtype=torch.float64) / (2 * n)
+        return torch.stack([angle.cos(), angle.sin()], -1), torch.full((2 * n,), math.pi / n, dtype=torch.float64)
+    equator, weights = _sphere(dim - 1, n)
+    nodes, gauss = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(n))
+    polar = (nodes + 1) * math.pi / 2
+    x = torch.cat([polar.sin().view(-1, 1, 1) * equator, polar.cos().view(-1, 1, 1).expand(-1, len(equator), 1)], -1)
+    w = (gauss * math.pi / 2 * polar.sin() ** (dim - 1)).unsqueeze(-1) * weights
+    return x.flatten(0, 1), w.flatten()
+
+
+def check_expectations(manifold: Manifold, samples: Tensor, log_density: Callable[[Tensor], Tensor], who: str) -> None:
+    """Samples against a density: ∫p = 1, and means of log p and of ten waves as the density says, to 5 standard errors."""
+    if grid(manifold, 100) is None and not isinstance(manifold, HasUniform):
+        return
+    with torch.no_grad():
+        total, error = integrate(manifold, lambda p: log_density(p).exp())
+        assert abs(total - 1) <= error + 1e-6, f"{who}: the density integrates to {total:.8g} (± {error:.1g}), not 1"
+        directions = torch.randn(10, math.prod(manifold.event_shape), dtype=torch.float64) * torch.tensor([[0.5], [1.5]]).repeat(5, 1)
+        phases = 2 * math.pi * torch.rand(10, dtype=torch.float64)
+        probes: list[tuple[str, Callable[[Tensor], Tensor]]] = [("log p", log_density)]
+        for w, b in zip(directions, phases):
+            probes.append((f"cos(w·x) of |w| = {float(w.norm()):.2g}", lambda p, w=w, b=b: torch.cos(p.flatten(1) @ w + b)))
+        for name, probe in probes:
+            drawn = probe(samples)
+            expected, error = integrate(manifold, lambda p, f=probe: _product(log_density(p), f(p)))
+            allowed = STANDARD_ERRORS * float(drawn.std()) / math.sqrt(len(samples)) + error
+            off = abs(float(drawn.mean()) - expected)
+            assert off <= allowed, f"{who}: the samples' mean of {name} is {float(drawn.mean()):.5g}, the density's {expected:.5g} ± {allowed:.2g}"
+
+
+def _product(log_p: Tensor, values: Tensor) -> Tensor:
+    p = log_p.exp()
+    return torch.where(p > 0, p * values, 0.0)
