@@ -43,19 +43,14 @@ class Threshold:
 
 THRESHOLDS = {
     "NLL": Threshold(0.02, 0.2, "nats per dimension above the plainest model: a flow that does not beat it has learned nothing of the shape"),
+    "NLL against the truth": Threshold(0.02, 0.1, "nats per dimension above the true density, where the data set knows it"),
     "rows without density": Threshold(0.0, 1e-3, "share of rows: one in a thousand may be an outlier, more are a part of the distribution"),
-    "reconstruction": Threshold(
-        0.02, 0.1, "parts of the data's spread: the density is that of the reconstruction, so detail finer than this is lost"
-    ),
+    "reconstruction": Threshold(0.02, 0.1, "parts of the data's spread: the density is that of the reconstruction; finer detail is lost"),
     "reconstruction against PCA": Threshold(1.05, 1.5, "ratio of root mean squares: a curved surface must not fit worse than a flat one"),
-    "encoder/decoder gap": Threshold(
-        0.02, 0.1, "nats per dimension, the tolerance that training holds beta to; rows may differ by five times as much"
-    ),
+    "encoder/decoder gap": Threshold(0.02, 0.1, "nats per dimension: what training holds beta to; rows may differ by five times as much"),
     "smallest singular value": Threshold(1e4, 1e6, "how much smaller than data spread over latent spread: float32 keeps seven digits"),
     "condition number": Threshold(1e4, 1e6, "the log-determinant loses as many of float32's seven digits as this has"),
-    "latent marginals": Threshold(
-        0.03, 0.1, "largest difference of distribution functions beyond what chance makes: this share of latents is misplaced"
-    ),
+    "latent marginals": Threshold(0.03, 0.1, "beyond what chance makes: this share of the latents is misplaced"),
     "latents against base": Threshold(0.55, 0.65, "accuracy beyond two standard errors: one row in ten, three in ten, gives itself away"),
     "cycle": Threshold(0.02, 0.1, "parts of the latent spread: samples and densities belong together only where the encoder undoes the decoder"),
     "normalisation": Threshold(0.02, 0.1, "distance of the integral from 1: the error of a log-density in nats"),
@@ -93,7 +88,7 @@ class Row:
         """Value and error as text."""
         if self.value is None:
             return "–"
-        return str(Estimate(self.value, math.nan if self.error is None else self.error))
+        return f"{self.value:.4g}" if self.error is None else str(Estimate(self.value, self.error))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -179,6 +174,7 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
         dataset = dataset[torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(dataset.x.device)]
     with evaluating(flow):
         facts = _Facts(flow, *placed(flow, dataset, seed=seed), samples, seed)
+        facts.truth = dataset.truth if dataset.c is None and dataset.spec.dequantize is None else None
         rows = [row for section in SECTIONS for row in section(facts)]
     kind = "a bijection" if flow.is_bijective else "free-form with a bottleneck" if flow.is_bottleneck else "free-form"
     return Report(
@@ -188,6 +184,8 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
 
 class _Facts:
     """What several rows of the report need, computed once, under no_grad and in evaluation mode."""
+
+    truth: Any = None
 
     def __init__(self, flow: Flow, x: Tensor, c: Condition, weight: Tensor | None, samples: int, seed: int) -> None:
         self.flow, self.x, self.c, self.weight, self.seed = flow, x, c, weight, seed
@@ -242,6 +240,19 @@ def _likelihood(facts: _Facts) -> list[Row]:
     plain = None if flow.is_bottleneck else _plain_nll(facts)
     if found.bad_rows:
         nll = _row("NLL", found, "doubtful", meaning, "see the rows without density")
+    elif facts.truth is not None and not flow.is_bottleneck:
+        truth = facts.truth.log_prob(facts.x)
+        above = mean_estimate(truth - facts.log_prob, facts.weight)
+        verdict = THRESHOLDS["NLL against the truth"].verdict(above.value / flow.manifold.dim, 2 * above.standard_error / flow.manifold.dim)
+        cure = "train longer or with a larger network: the true density gives these data more likelihood"
+        nll = _row(
+            "NLL",
+            found,
+            verdict,
+            meaning,
+            cure,
+            f"the true density gives {mean_estimate(-truth, facts.weight).value:.4g}; the flow lies {above} above it",
+        )
     elif plain is None:
         nll = _row("NLL", found, "not applicable" if flow.is_bottleneck else "good", meaning, advice)
     else:
@@ -256,7 +267,7 @@ def _likelihood(facts: _Facts) -> list[Row]:
         None,
         THRESHOLDS["rows without density"].verdict(share),
         "number of rows whose log-density is not finite",
-        "look at these rows: outliers want a base with heavier tails (StudentT), values at a bound a codec whose support holds them; NaN wants float64 or more training",
+        "look at these rows: values at a bound want a codec whose support holds them, outliers a base with heavier tails (StudentT)",
         found.note,
     )
     return [nll, lost]
@@ -321,7 +332,7 @@ def _cycle(facts: _Facts) -> list[Row]:
     found = rms_estimate((facts.z_again - facts.base).flatten(1).norm(dim=1))
     spread = _spread(facts.base)
     relative = Estimate(found.value / spread, found.standard_error / spread, note=found.note)
-    advice = "raise beta or train longer, and let the objective also reconstruct latents drawn from the base, so that the encoder learns where samples fall"
+    advice = "raise beta or train longer, and let the objective reconstruct latents drawn from the base too"
     if facts.flow.is_bijective:
         advice = "the inverse is numerically unstable: use float64, or a codec with bounded slopes"
     meaning = "root mean square of |z − encode(decode(z))| for z from the base, in parts of the latent spread"
@@ -341,6 +352,7 @@ def _gap(facts: _Facts) -> list[Row]:
     if flow.is_bottleneck:
         meaning += "; with a bottleneck only a bound"
         verdict = "doubtful" if verdict == "bad" and math.isfinite(gap.signed.value) else verdict
+        advice = "look at reconstruction and cycle first: if they are good, the encoder is merely not the decoder's shortest inverse"
     return [_row(name, gap.signed, verdict, meaning, advice, f"mean |gap| of single rows {gap.absolute}")]
 
 
@@ -415,9 +427,7 @@ def _mass(facts: _Facts) -> list[Row]:
     masses = [normalisation(facts.flow, c, x=facts.x if facts.c is None else None, seed=facts.seed) for c in conditions]
     found = [mass for mass in masses if mass is not None]
     if not found:
-        why = (
-            "the density lives on the decoder's image" if facts.flow.is_bottleneck else "only in one or two dimensions can it be integrated on a grid"
-        )
+        why = "the density lives on the decoder's image" if facts.flow.is_bottleneck else "too many dimensions for a grid"
         return [Row(name, None, None, "not applicable", meaning, why)]
     worst = max(found, key=lambda mass: abs(mass.value - 1) if math.isfinite(mass.value) else math.inf)
     verdict = THRESHOLDS[name].verdict(abs(worst.value - 1), worst.standard_error if math.isfinite(worst.standard_error) else 0.0)

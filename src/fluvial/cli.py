@@ -64,13 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         with _surroundings():
-            return _run(words)
+            code = _run(words)
+            sys.stdout.flush()
+            return code
+    except SystemExit as stop:  # how argparse ends after --help and --version
+        return int(stop.code or 0)
     except BrokenPipeError:
         # Whoever read the output has closed it, as `head` does; the interpreter must not complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        print("\nfluvial: interrupted", file=sys.stderr)
+        said = f"; {interrupt}" if str(interrupt) else ""
+        print(f"\nfluvial: interrupted{said}", file=sys.stderr)
         return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
@@ -89,15 +94,10 @@ def _run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return 0
-    words, overrides = fit.take_overrides(words) if "fit" in words[:1] else (words, [])
-    try:
-        arguments = parser.parse_args(words)
-    except SystemExit as stop:  # after --help and --version
-        return int(stop.code or 0)
+    rest, overrides = fit.take_overrides(words) if words[0] == "fit" else (words, [])
+    arguments = parser.parse_args(rest, argparse.Namespace(words=words, overrides=overrides))
     if arguments.command is None:
         parser.error("say a command")
-    if arguments.command == "fit":
-        arguments.overrides = overrides
     return arguments.run(arguments)
 
 

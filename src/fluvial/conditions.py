@@ -45,8 +45,13 @@ def batch_shape(c: Condition, declared: ConditionShape = None) -> tuple[int, ...
     """
     shapes = []
     found = leaves(c)
+    for name, leaf in found.items():
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"condition {name!r}: expected a torch.Tensor, got {type(leaf).__name__}; use torch.as_tensor")
     if isinstance(declared, dict) and c is not None and set(found) != set(declared):
-        raise ValueError(f"condition: expected the entries {sorted(declared)}, got {sorted(found)}")
+        raise ValueError(f"condition: expected the entries {sorted(declared)}, got {sorted(found) if isinstance(c, dict) else 'one tensor'}")
+    if isinstance(declared, tuple) and isinstance(c, dict):
+        raise ValueError(f"condition: expected one tensor of shape (*batch, {', '.join(map(str, declared))}), got the entries {sorted(found)}")
     for name, leaf in found.items():
         event = _event(name, leaf, declared)
         shapes.append(leaf.shape[: leaf.ndim - len(event)])
@@ -65,6 +70,11 @@ def expand_flat(c: Condition, batch: tuple[int, ...], declared: ConditionShape =
         event = _event(name, leaf, declared)
         flat[name] = leaf.expand(*batch, *event).reshape(math.prod(batch), *event)
     return flat if isinstance(c, dict) else flat["c"]
+
+
+def as_rows(c: Condition) -> Condition:
+    """Leaves (rows, *event) of any event shape as (rows, features): the form that a base takes."""
+    return transform(c, lambda leaf: leaf.unsqueeze(1) if leaf.ndim == 1 else leaf.flatten(1))
 
 
 def as_features(c: Condition) -> Tensor | None:

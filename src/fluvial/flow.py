@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fluvial.bases import Base
 from fluvial.codecs import Bijection, Codec, FreeForm
-from fluvial.conditions import Condition, batch_shape, condition_shape, expand_flat, leaves, transform
+from fluvial.conditions import Condition, as_rows, batch_shape, condition_shape, expand_flat, leaves, transform
+from fluvial.distribution import FlowDistribution
 from fluvial.manifolds import Euclidean, Manifold
-from fluvial.preimage import preimage
+from fluvial.preimage import implicit, preimage
 from fluvial.volume import Parts, decoder_jacobian, encoder_jacobian, log_abs_det, rows_per_chunk, split
 
 Volume = Literal["decoder", "encoder"]
@@ -69,7 +70,7 @@ class Flow(nn.Module):
         self.condition = condition_shape(condition)
         self.latent_manifold = latent_manifold if latent_manifold is not None else base.manifold
         self.spec: Any = None
-        if self.latent_manifold.event_shape != base.manifold.event_shape:
+        if (self.latent_manifold.event_shape, self.latent_manifold.dim) != (base.manifold.event_shape, base.manifold.dim):
             raise ValueError(f"Flow: latent_manifold {self.latent_manifold} does not fit the base on {base.manifold}")
         self.manifold = manifold if manifold is not None else self._infer_manifold()
         self._check_fit()
@@ -126,12 +127,13 @@ class Flow(nn.Module):
             c = self._embed(c)
             if self.is_bijective:
                 z, ladj = self.codec.encode_ladj(x, c)  # pyright: ignore[reportCallIssue]
-                return (self.base.log_prob(z, c) + ladj).view(batch)
+                return (self.base.log_prob(z, as_rows(c)) + ladj).view(batch)
             chunk = rows_per_chunk(self.codec, self.manifold, self.latent_manifold, self._encode(x[:1], _rows(c, slice(1))), c) if len(x) else 1
-            pieces = [
-                self._log_prob(x[k : k + chunk], _rows(c, slice(k, k + chunk)), volume, at) for k in range(0, len(x), chunk)
-            ]  # fmt: skip
-            return (torch.cat(pieces) if pieces else x.new_zeros(0)).view(batch)
+            unsolved: list[int] = []
+            pieces = [self._log_prob(x[k : k + chunk], _rows(c, slice(k, k + chunk)), volume, at, unsolved) for k in range(0, len(x), chunk)]
+        if sum(unsolved):
+            warnings.warn(f"log_prob(at='preimage'): {sum(unsolved)} of {len(x)} rows have no preimage and get −inf", stacklevel=2)
+        return (torch.cat(pieces) if pieces else x.new_zeros(0)).view(batch)
 
     def sample(self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         r"""Independent draws, one pass through the decoder.
@@ -164,7 +166,7 @@ class Flow(nn.Module):
             z = self._draw(shape, c, generator)
             if self.is_bijective:
                 x, ladj = self.codec.decode_ladj(z, c)  # pyright: ignore[reportCallIssue]
-                return x.view(*shape, *self.manifold.event_shape), (self.base.log_prob(z, c) - ladj).view(shape)
+                return x.view(*shape, *self.manifold.event_shape), (self.base.log_prob(z, as_rows(c)) - ladj).view(shape)
             chunk = rows_per_chunk(self.codec, self.manifold, self.latent_manifold, z, c) if len(z) else 1
             pieces = [self._decode_density(z[k : k + chunk], _rows(c, slice(k, k + chunk))) for k in range(0, len(z), chunk)]
             x = torch.cat([p[0] for p in pieces]) if pieces else z.new_zeros(0, *self.manifold.event_shape)
@@ -187,7 +189,7 @@ class Flow(nn.Module):
         c = self._embed(c)
         return self._decode(self._encode(x, c), c).view(*batch, *self.manifold.event_shape)
 
-    def distribution(self, c: Condition = None) -> "FlowDistribution":
+    def distribution(self, c: Condition = None) -> FlowDistribution:
         """The flow at a fixed condition as a `torch.distributions.Distribution`."""
         return FlowDistribution(self, c)
 
@@ -203,58 +205,65 @@ class Flow(nn.Module):
     def _decode(self, z: Tensor, c: Condition) -> Tensor:
         return self.manifold.project(self.codec.decode(z, c))
 
-    def _log_prob(self, x: Tensor, c: Condition, volume: Volume, at: At) -> Tensor:
+    def _log_prob(self, x: Tensor, c: Condition, volume: Volume, at: At, unsolved: list[int]) -> Tensor:
         if volume == "encoder":
             return self._encoder_density(x, c)
         z = self._encode(x, c)
         if at == "reconstruction":
             return self._decode_density(z, c)[1]
         z, solved = preimage(self.codec, self.manifold, self.latent_manifold, x, z, c)
-        if not bool(solved.all()):
-            warnings.warn(f"log_prob(at='preimage'): {int((~solved).sum())} of {len(x)} rows have no preimage and get −inf", stacklevel=4)
-        return torch.where(solved, self._decode_density(z, c)[1], -torch.inf)
+        unsolved.append(int((~solved).sum()))
+        # Rows without a preimage are left out of the density: its gradient there need not be finite.
+        rows = solved.nonzero().squeeze(-1)
+        x_rows, z, c = x[rows], z[rows], transform(c, lambda leaf: leaf[rows])
+        if torch.is_grad_enabled():
+            z = implicit(self.codec, self.manifold, self.latent_manifold, x_rows, z, c)
+        return x.new_full((len(x),), -torch.inf).index_copy(0, rows, self._decode_density(z, c)[1])
 
     def _decode_density(self, z: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
         """x̂ and log p(x̂) = log p_base(z) − log|det R_xᵀ J_g R_z| + ½(log|G_z| − log|G_x|)."""
-        log_p = self.base.log_prob(z, c) + self.latent_manifold.log_volume(z)
+        log_p = self.base.log_prob(z, as_rows(c))
         if self.is_bottleneck:
             # The volume is that of the whole decoder, in the units of the data.
             x, jacobian = decoder_jacobian(self.codec, self.manifold, self.latent_manifold, z, c)
-            return x, log_p - log_abs_det(jacobian) - self.manifold.log_volume(x)
+            return x, log_p - log_abs_det(jacobian) + self.latent_manifold.log_volume(z) - self.manifold.log_volume(x)
+        # The ladj of the bijections refer to Riemannian volumes already: the metrics are those of the core's two sides.
         before, core, after, space, latent = self._parts
         if after is not None:
             z, ladj = after.decode_ladj(z, c)
             log_p = log_p - ladj
         x, jacobian = decoder_jacobian(core, space, latent, z, c)  # pyright: ignore[reportArgumentType]
-        log_p = log_p - log_abs_det(jacobian)
+        log_p = log_p - log_abs_det(jacobian) + latent.log_volume(z) - space.log_volume(x)
         if before is not None:
             x, ladj = before.decode_ladj(x, c)
             log_p = log_p - ladj
-        return x, log_p - self.manifold.log_volume(x)
+        return x, log_p
 
     def _encoder_density(self, x: Tensor, c: Condition) -> Tensor:
         """Log p_base(f(x)) + log|det R_zᵀ J_f R_x| + ½(log|G_z| − log|G_x|) at x itself."""
-        log_p = -self.manifold.log_volume(x)
         if self.is_bottleneck:
             z, jacobian = encoder_jacobian(self.codec, self.manifold, self.latent_manifold, x, c)
-            return log_p + log_abs_det(jacobian) + self.base.log_prob(z, c) + self.latent_manifold.log_volume(z)
+            metric = self.latent_manifold.log_volume(z) - self.manifold.log_volume(x)
+            return log_abs_det(jacobian) + self.base.log_prob(z, as_rows(c)) + metric
         before, core, after, space, latent = self._parts
+        log_p = x.new_zeros(len(x))
         if before is not None:
             x, ladj = before.encode_ladj(x, c)
             log_p = log_p + ladj
         z, jacobian = encoder_jacobian(core, space, latent, x, c)  # pyright: ignore[reportArgumentType]
-        log_p = log_p + log_abs_det(jacobian)
+        log_p = log_p + log_abs_det(jacobian) + latent.log_volume(z) - space.log_volume(x)
         if after is not None:
             z, ladj = after.encode_ladj(z, c)
             log_p = log_p + ladj
-        return log_p + self.base.log_prob(z, c) + self.latent_manifold.log_volume(z)
+        return log_p + self.base.log_prob(z, as_rows(c))
 
     def _draw(self, shape: tuple[int, ...], c: Condition, generator: torch.Generator | None) -> Tensor:
         """One latent for each of the prod(shape) rows; c is already expanded to rows."""
-        z = self.base.sample((), c, generator=generator) if c is not None else self.base.sample(_product(shape), generator=generator)
-        if z.shape[0] != _product(shape):
+        z = self.base.sample((), as_rows(c), generator=generator) if c is not None else self.base.sample(_product(shape), generator=generator)
+        wanted = (_product(shape), *self.base.manifold.event_shape)
+        if tuple(z.shape) != wanted:
             raise ValueError(
-                f"Flow: the base drew {z.shape[0]} latents for {_product(shape)} conditions; its sample(n, c) must return (*n, *batch(c), *event)"
+                f"Flow: the base drew latents of shape {tuple(z.shape)}, expected {wanted}; its sample(n, c) must return (*n, *batch(c), *event)"
             )
         return z
 
@@ -266,6 +275,13 @@ class Flow(nn.Module):
     def _flatten(self, x: Tensor, c: Condition, space: Manifold, name: str) -> tuple[tuple[int, ...], Tensor, Condition]:
         """Broadcast the batches of x and c and flatten them to rows."""
         event = space.event_shape
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Flow: {name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor({name}, dtype=torch.float32)")
+        parameter = next((p for p in self.codec.parameters() if p.is_floating_point()), None)
+        if parameter is not None and x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"Flow: {name} is {x.dtype}, the networks are {parameter.dtype}; convert one, as {name}.to({parameter.dtype}) or flow.to({x.dtype})"
+            )
         if x.ndim < len(event) or tuple(x.shape[x.ndim - len(event) :]) != event:
             wanted = ", ".join(map(str, event))
             raise ValueError(f"Flow: expected {name} of shape (*batch, {wanted}) on {space}, got {tuple(x.shape)}")
@@ -277,7 +293,8 @@ class Flow(nn.Module):
                 batch = tuple(torch.broadcast_shapes(batch, of_c))
             except RuntimeError:
                 raise ValueError(f"Flow: the batch {batch} of {name} does not broadcast with the batch {of_c} of the condition") from None
-        rows = x.expand(*batch, *event).reshape(_product(batch), *event)
+        # Contiguous, because forward differentiation refuses rows that share memory.
+        rows = x.expand(*batch, *event).reshape(_product(batch), *event).contiguous()
         return batch, rows, expand_flat(c, batch, self.condition)
 
     def _expand(self, n: int | tuple[int, ...], c: Condition) -> tuple[tuple[int, ...], Condition]:
@@ -342,43 +359,6 @@ def _needs_condition(codec: Codec) -> bool:
                 if getattr(net, "context", 0) or len([p for p in required if p.kind is p.POSITIONAL_OR_KEYWORD]) > 1:
                     return True
     return False
-
-
-class FlowDistribution(torch.distributions.Distribution):
-    """A flow at a fixed condition, in the interface of `torch.distributions`."""
-
-    arg_constraints = {}
-    has_rsample = True
-
-    def __init__(self, flow: Flow, c: Condition = None) -> None:
-        self.flow = flow
-        self.c = c
-        batch = () if c is None else batch_shape(c, flow.condition)
-        super().__init__(torch.Size(batch), torch.Size(flow.manifold.event_shape), validate_args=False)
-
-    @property
-    def support(self) -> torch.distributions.constraints.Constraint:
-        """All of the ambient space."""
-        return torch.distributions.constraints.independent(torch.distributions.constraints.real, len(self.event_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Shape (*sample, *batch)."""
-        return self.flow.log_prob(value, self.c)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Shape (*sample, *batch, *event), differentiable in the flow's parameters."""
-        return self.flow.sample(tuple(sample_shape), self.c)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
-        """The same distribution with its conditions broadcast to a larger batch."""
-        if self.c is None:
-            if tuple(batch_shape):
-                raise ValueError(
-                    f"FlowDistribution: an unconditional flow has batch shape (), it cannot be expanded to {tuple(batch_shape)}; use sample(n)"
-                )
-            return self
-        flat = expand_flat(self.c, tuple(batch_shape), self.flow.condition)
-        return FlowDistribution(self.flow, transform(flat, lambda leaf: leaf.view(*batch_shape, *leaf.shape[1:])))
 
 
 def _product(shape: tuple[int, ...]) -> int:

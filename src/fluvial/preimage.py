@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fluvial.codecs import Codec
-from fluvial.conditions import Condition
+from fluvial.conditions import Condition, transform
 from fluvial.manifolds import Manifold
 from fluvial.volume import decoder_jacobian
 
@@ -45,28 +45,48 @@ def preimage(
         tolerance = 100 * torch.finfo(x.dtype).eps
     allowed = tolerance * flat.norm(dim=-1).clamp_min(1.0)
     z = start.clone()
-    step = torch.ones(len(x), dtype=x.dtype, device=x.device)
     decoded, jacobian = decoder_jacobian(codec, space, latent, z, c)
     error = (flat - decoded.flatten(1)).norm(dim=-1)
+    step = torch.ones_like(error)
     for _ in range(iterations):
-        if bool((error <= allowed).all()):
+        left = (error > allowed).nonzero().squeeze(-1)
+        if len(left) == 0:
             break
-        residual = (flat - decoded.flatten(1)).unsqueeze(-1)
-        # A least-squares solve by QR; the diagonal is kept off zero so that a singular row stays finite and is reported as unsolved.
-        q, r = torch.linalg.qr(jacobian)
-        diagonal = r.diagonal(dim1=-2, dim2=-1)
-        floor = torch.finfo(x.dtype).eps * diagonal.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        r = r + torch.diag_embed(torch.where(diagonal.abs() < floor, floor, 0.0))
-        direction = torch.linalg.solve_triangular(r, q.transpose(-1, -2) @ residual, upper=True)
-        ambient = (latent.tangent_basis(z).flatten(1, -2) @ direction).squeeze(-1).view_as(z)
-        proposal = latent.project(z + step.view(-1, *(1,) * (z.ndim - 1)) * ambient)
-        new_decoded, new_jacobian = decoder_jacobian(codec, space, latent, proposal, c)
-        new_error = (flat - new_decoded.flatten(1)).norm(dim=-1)
-        better = new_error < error
-        pick = better.view(-1, *(1,) * (z.ndim - 1))
-        z = torch.where(pick, proposal, z)
-        decoded = torch.where(better.view(-1, *(1,) * (x.ndim - 1)), new_decoded, decoded)
-        jacobian = torch.where(better.view(-1, 1, 1), new_jacobian, jacobian)
-        error = torch.where(better, new_error, error)
-        step = torch.where(better, (2 * step).clamp_max(1.0), step / 2)
+        c_left = transform(c, lambda leaf: leaf[left])  # noqa: B023
+        residual = (flat[left] - decoded[left].flatten(1)).unsqueeze(-1)
+        direction = _least_squares(jacobian[left], residual, latent.tangent_basis(z[left])).view_as(z[left])
+        proposal = latent.project(z[left] + step[left].view(-1, *(1,) * (z.ndim - 1)) * direction)
+        new_decoded, new_jacobian = decoder_jacobian(codec, space, latent, proposal, c_left)
+        new_error = (flat[left] - new_decoded.flatten(1)).norm(dim=-1)
+        better = new_error < error[left]
+        moved = left[better]
+        z[moved], decoded[moved], jacobian[moved], error[moved] = proposal[better], new_decoded[better], new_jacobian[better], new_error[better]
+        step[left] = torch.where(better, (2 * step[left]).clamp_max(1.0), step[left] / 2)
     return z, error <= allowed
+
+
+def implicit(codec: Codec, space: Manifold, latent: Manifold, x: Tensor, z: Tensor, c: Condition = None) -> Tensor:
+    """A solution z of decode(z) = x that carries no graph -> the same with its derivatives in x, c and the decoder's parameters.
+
+    Two Newton steps with graph: each squares the error of what it starts from, so that all derivatives up to the third are those of the
+    implicit function.
+    """
+    for _ in range(2):
+        decoded, jacobian = decoder_jacobian(codec, space, latent, z, c)
+        residual = (x - decoded).flatten(1).unsqueeze(-1)
+        z = latent.project(z + _least_squares(jacobian, residual, latent.tangent_basis(z)).view_as(z))
+    return z
+
+
+def _least_squares(jacobian: Tensor, residual: Tensor, basis: Tensor) -> Tensor:
+    """R J⁺ r by QR, flattened to ambient vectors (B, ambient).
+
+    The diagonal is kept off zero, so that a singular row stays finite and is reported as unsolved.
+    """
+    q, r = torch.linalg.qr(jacobian)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    tiny = torch.finfo(r.dtype).tiny
+    floor = torch.finfo(r.dtype).eps * diagonal.abs().amax(-1, keepdim=True).clamp_min(tiny)
+    r = r + torch.diag_embed(torch.where(diagonal.abs() < floor, floor, 0.0))
+    direction = torch.linalg.solve_triangular(r, q.transpose(-1, -2) @ residual, upper=True)
+    return (basis.flatten(1, -2) @ direction).squeeze(-1)

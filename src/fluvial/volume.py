@@ -33,6 +33,20 @@ class Parts(NamedTuple):
     manifold: Manifold
     latent_manifold: Manifold
 
+    def encode(self, x: Tensor, c: Condition = None) -> Tensor:
+        """The core's encoder, projected onto its latent side."""
+        return self.latent_manifold.project(_core(self).encode(x, c))
+
+    def decode(self, z: Tensor, c: Condition = None) -> Tensor:
+        """The core's decoder, projected onto its data side."""
+        return self.manifold.project(_core(self).decode(z, c))
+
+
+def _core(parts: Parts) -> Codec:
+    if parts.core is None:
+        raise TypeError("this flow is a bijection, whose log-determinant is known; train it with MaximumLikelihood")
+    return parts.core
+
 
 def split(codec: Codec, manifold: Manifold, latent_manifold: Manifold) -> Parts:
     """Cut a codec between the given manifolds into `Parts`."""
@@ -113,9 +127,7 @@ def surrogate(
     References:
         Draxler et al. (2023), arXiv:2310.16624; Sorrenson et al. (2023), arXiv:2306.01843 and arXiv:2312.09852.
     """
-    core, space, latent = parts.core, parts.manifold, parts.latent_manifold
-    if core is None:
-        raise TypeError("surrogate: this flow is a bijection, whose log-determinant is known; train it with MaximumLikelihood")
+    core, space, latent = _core(parts), parts.manifold, parts.latent_manifold
     plan = probe if probe != "auto" else ("data" if space.dim <= 2 * latent.dim else "latent")
     rows = len(x) if fraction >= 1 else max(1, math.ceil(fraction * len(x)))
     head, tail = x[:rows], x[rows:]
@@ -162,7 +174,8 @@ def _latent_vjp_plan(core, space, latent, x, c, count, scale, generator):  # noq
     if torch.compiler.is_compiling():
         z, pull, z_raw = torch.func.vjp(lambda y: _projected(core, y, c, latent), x, has_aux=True)
     else:
-        x = x.detach().requires_grad_()
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
         z, z_raw = _projected(core, x, c, latent)
 
         def pull(one: Tensor) -> tuple[Tensor, ...]:
@@ -268,9 +281,14 @@ def _activations(codec: Codec, z: Tensor, c: Condition) -> int:
     sizes = []
     leaves = [m for m in codec.modules() if not list(m.children())]
     hooks = [m.register_forward_hook(lambda _m, _in, out: sizes.append(out.numel() if isinstance(out, Tensor) else 0)) for m in leaves]
+    # In eval mode: this pass must not draw random numbers, nor count in a running mean.
+    modes = [(m, m.training) for m in codec.modules()]
+    codec.eval()
     try:
         codec.decode(z, c)
     finally:
+        for m, training in modes:
+            m.training = training
         for hook in hooks:
             hook.remove()
     return sum(sizes)

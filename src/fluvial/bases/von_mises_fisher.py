@@ -90,20 +90,23 @@ def log_normaliser(kappa: Tensor, n: int) -> Tensor:
         small = kappa < 1e-4
         safe = torch.where(small, 1.0, kappa)
         return torch.where(small, math.log(0.5) + kappa, torch.log(safe) - torch.log(-torch.expm1(-2 * safe))) - math.log(2 * math.pi)
-    # vol(Sⁿ⁻¹) ∫₀^π e^{κ(cos t − 1)} sinⁿ⁻¹t dt by Gauss–Legendre, on the part of [0, π] where the integrand is not below 1e-30.
+    # vol(Sⁿ⁻¹) ∫₀^π e^{κ(cos t − 1)} sinⁿ⁻¹t dt by Gauss–Legendre, on 12 standard deviations about the integrand's peak.
     nodes, weights = (torch.as_tensor(a, dtype=kappa.dtype, device=kappa.device) for a in np.polynomial.legendre.leggauss(96))
-    top = (12 / kappa.detach().sqrt()).clamp_max(math.pi).unsqueeze(-1)
-    t = (nodes + 1) / 2 * top
+    k = kappa.detach().unsqueeze(-1)
+    cosine = 2 * k / (n - 1 + torch.sqrt((n - 1) ** 2 + 4 * k.square()))  # where κ sin² t = (n − 1) cos t
+    peak, width = torch.acos(cosine), torch.rsqrt(k * cosine + (n - 1) / (1 - cosine.square()).clamp_min(1e-12))
+    low, high = (peak - 12 * width).clamp_min(0.0), (peak + 12 * width).clamp_max(math.pi)
+    t = low + (nodes + 1) / 2 * (high - low)
     integrand = kappa.unsqueeze(-1) * (torch.cos(t) - 1) + (n - 1) * torch.log(torch.sin(t))
-    integral = torch.logsumexp(integrand + torch.log(weights / 2 * top), -1)
+    integral = torch.logsumexp(integrand + torch.log(weights / 2 * (high - low)), -1)
     return -integral - math.log(Sphere(n - 1).total_volume)
 
 
 def _sample_cosine(kappa: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
     """Cosines of the angle to the mean, one for each κ."""
     if n == 2:
-        # Inverse distribution function in closed form: cos = 1 + log(u + (1 − u) e^{−2κ}) / κ.
-        u = torch.rand(kappa.shape, generator=generator, dtype=kappa.dtype, device=kappa.device)
+        # Inverse distribution function in closed form: cos = 1 + log(u + (1 − u) e^{−2κ}) / κ, with u in (0, 1] as u = 0 is the antipode.
+        u = 1 - torch.rand(kappa.shape, generator=generator, dtype=kappa.dtype, device=kappa.device)
         return (1 + torch.log(u + (1 - u) * torch.exp(-2 * kappa)) / kappa).clamp(-1, 1)
     # Wood (1994): a rejection sampler whose acceptance is above 0.6 for every κ.
     b = n / (torch.sqrt(4 * kappa.square() + n**2) + 2 * kappa)

@@ -4,11 +4,11 @@ import argparse
 import contextlib
 import math
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fluvial.commands.arguments import command
+from fluvial.files import write_atomic
 from fluvial.recipes import locate
 from fluvial.runs import FILES, Run, environment
 
@@ -43,7 +43,9 @@ Writes a run folder, runs/RECIPE/1, runs/RECIPE/2, … or the one given by -o:
   environment.json   versions and machine                       model.safetensors  the best weights so far
   checkpoint.pt      to go on from
 Ctrl-C ends training in good order, with the best weights kept; --resume goes on exactly there.""",
-        examples="  fluvial fit airports-quick\n  fluvial fit mine.yaml -o runs/wide --flow.width 512 --fit.max_time 600\n  fluvial fit airports --resume",
+        examples="  fluvial fit airports-quick\n"
+        "  fluvial fit mine.yaml -o runs/wide --flow.width 512 --fit.max_time 600\n"
+        "  fluvial fit airports --resume",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="name of a packaged recipe, or the path of a .yaml file")
     parser.add_argument("-o", "--output", metavar="DIR", help="run folder; default runs/RECIPE/N with the next N")
@@ -102,10 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if started is None:
             stack.callback(_forget_empty, place)
-        from fluvial.files import write_atomic
-
         write_atomic(place.path / "recipe.yaml", recipe.to_yaml().encode())
-        place.write("environment.json", environment(_command(), recipe=recipe.name, device=device))
+        now = environment(["fluvial", *arguments.words], recipe=recipe.name, device=device)
+        before = place.environment()
+        place.write("environment.json", {**before, "resumed": [*before.get("resumed", []), now]} if before else now)
         _announce(recipe, place, flow, splits, device)
         history = fit(flow, splits.train, objective, validation=splits.validation, directory=place.path, resume=started is not None, **recipe.fit)
     _conclude(recipe, place, history)
@@ -170,13 +172,9 @@ def _forget_empty(place: Run) -> None:
             place.path.rmdir()
 
 
-def _command() -> list[str]:
-    return ["fluvial", *sys.argv[1:]]
-
-
 def _announce(recipe: "Recipe", place: Run, flow: Any, splits: "Splits", device: str) -> None:
     parameters = sum(p.numel() for p in flow.parameters() if p.requires_grad)
-    sizes = " + ".join(f"{len(part):,} {name}".replace(",", " ") for name, part in zip(splits._fields, splits))
+    sizes = " + ".join(f"{len(part):,} {name}".replace(",", " ") for name, part in zip(("training", "validation", "test"), splits))
     print(f"{recipe.name}: {recipe.title}{f' ({recipe.note})' if recipe.note else ''}")
     print(f"{splits.train.name or 'data'}: {sizes} rows · {f'{parameters:,}'.replace(',', ' ')} parameters · {device} · {place.path}", flush=True)
 
@@ -195,6 +193,6 @@ def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
         print(" · ".join(figures))
     print(f"in {place.path}: {', '.join(sorted(entry.name for entry in place.path.iterdir() if entry.name in FILES))}")
     if history.stopped == "interrupted":
-        print(f"go on: fluvial fit {recipe.name if place.path.parent.name == recipe.name else place.path} --resume")
+        print(f"go on: fluvial fit {place.path} --resume")
     print(f"next:  fluvial evaluate {place.path}\n       fluvial check {place.path}\n       fluvial report {place.path}")
     print(f"       fluvial sample {place.path} -n 10_000 -o samples.parquet")

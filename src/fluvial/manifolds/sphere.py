@@ -33,7 +33,7 @@ class Sphere(Manifold):
     @property
     def total_volume(self) -> float:
         """Surface content of the whole sphere."""
-        return 2 * math.pi ** ((self.dim + 1) / 2) / math.gamma((self.dim + 1) / 2)
+        return 2 * math.exp((self.dim + 1) / 2 * math.log(math.pi) - math.lgamma((self.dim + 1) / 2))
 
     def project(self, x: Tensor) -> Tensor:
         """X / |x|."""
@@ -73,12 +73,13 @@ class Sphere(Manifold):
         return self.project(torch.cos(angle) * x + torch.sinc(angle / math.pi) * v)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The tangent vector at x that points to y and is as long as their distance."""
+        """The tangent vector at x that points to y and is as long as their distance; to the antipode, one of the many."""
         flat = self.to_tangent(x, y - x)
         sine = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
         tiny = sine < 1e-12
         scale = self.distance(x, y).unsqueeze(-1) / torch.where(tiny, 1.0, sine)
-        return torch.where(tiny, flat, scale * flat)
+        opposite = tiny & ((x * y).sum(-1, keepdim=True) < 0)
+        return torch.where(opposite, math.pi * self.tangent_basis(x)[..., 0], torch.where(tiny, flat, scale * flat))
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Angle between x and y in radians, shape (\*batch,)."""

@@ -35,8 +35,8 @@ class Estimate:
     def __str__(self) -> str:
         if not math.isfinite(self.value) or not math.isfinite(self.standard_error):
             return f"{self.value:.6g}"
-        if self.standard_error == 0:
-            return f"{self.value:.6g} ± 0"
+        if self.standard_error <= 1e-6 * abs(self.value):
+            return f"{self.value:.6g} ± {self.standard_error:.1g}"
         # Two digits of the error, and the value to the same place.
         places = 1 - math.floor(math.log10(float(f"{self.standard_error:.1e}")))
         largest = max(abs(self.value), self.standard_error)

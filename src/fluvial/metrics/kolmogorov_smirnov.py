@@ -38,6 +38,6 @@ def kolmogorov_smirnov(x: Tensor, reference: Tensor, *, weight: Tensor | None = 
         ladder, order = ours.sort()
         mass = torch.cat([torch.zeros(1, dtype=torch.float64), w[order].cumsum(0)]) / w.sum()
         at = torch.cat([ours, theirs])
-        below = torch.searchsorted(theirs.sort().values, at, right=True) / len(theirs)
+        below = torch.searchsorted(theirs.sort().values, at, right=True).double() / len(theirs)
         largest = max(largest, float((mass[torch.searchsorted(ladder, at, right=True)] - below).abs().max()))
     return largest, level

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.conditions import Condition, as_features
+from fluvial.conditions import Condition, as_features, as_rows
 from fluvial.nn.activations import push_activation
 from fluvial.nn.mlp import activation_of
 from fluvial.nn.residual import Residual
@@ -31,6 +30,7 @@ class ConvolutionalEncoder(nn.Module):
         ValueError: If the image cannot be halved that often.
 
     Example:
+        >>> import torch
         >>> ConvolutionalEncoder((1, 8, 8), 5, channels=[8, 16])(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 5])
     """
@@ -102,6 +102,7 @@ class ConvolutionalDecoder(nn.Module):
         ValueError: If the image cannot be halved that often.
 
     Example:
+        >>> import torch
         >>> ConvolutionalDecoder(5, (1, 8, 8), channels=[8, 16])(torch.zeros(2, 5)).shape
         torch.Size([2, 1, 8, 8])
     """
@@ -165,9 +166,7 @@ class Flatten(nn.Module):
 
     def forward(self, c: Condition) -> Tensor | None:
         """Leaves (batch, *event) -> (batch, features), in the order of their sorted names."""
-        if isinstance(c, dict):
-            return as_features({name: leaf.flatten(1) for name, leaf in c.items()})
-        return None if c is None else torch.flatten(c, 1)
+        return as_features(as_rows(c))
 
 
 def check_image(who: str, image: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.codecs import FreeForm
-from fluvial.conditions import Condition
+from fluvial.conditions import Condition, as_rows, transform
 from fluvial.flow import Flow
 from fluvial.linearize import linearize
 from fluvial.manifolds import Manifold
@@ -57,6 +57,7 @@ class FreeFormLikelihood(Objective):
             ``shuffled_reconstruction`` reconstruction of permuted rows under unpermuted conditions;
             ``intermediate_reconstruction`` Σ|hidden state of the encoder − that of the decoder|², networks that have ``states``;
             ``z_projection`` |f(x) − π f(x)|² and ``x_projection`` |g(z) − π g(z)|², which keep raw outputs near their manifold.
+        sample_fraction: Share of the batch size for which the two sample terms draw; their mean is what counts.
         warmup: Epochs (a, b) between which the likelihood's weight w rises from 0 to 1; None for w = 1 throughout.
         geodesic: Squared geodesic instead of embedding distance in all reconstruction terms.
         gap_tolerance: τ per dimension, in nats: a gap up to τ·n counts as consistent.
@@ -86,6 +87,7 @@ class FreeFormLikelihood(Objective):
         probe_scale: ProbeScale = "intrinsic",
         fraction: float = 1.0,
         terms: dict[str, float] | None = None,
+        sample_fraction: float = 0.25,
         warmup: tuple[float, float] | None = None,
         geodesic: bool = False,
         gap_tolerance: float = 0.02,
@@ -93,13 +95,14 @@ class FreeFormLikelihood(Objective):
         adapt_every: int = 50,
     ) -> None:
         super().__init__()
-        _check_arguments(beta, probe, probes, probe_scale, fraction, terms or {}, warmup, gap_tolerance, beta_start)
+        _check_arguments(beta, probe, probes, probe_scale, (fraction, sample_fraction), terms or {}, warmup, gap_tolerance, beta_start)
         self.beta = beta
         self.probe: Probe = probe
         self.probes = probes
         self.probe_scale: ProbeScale = probe_scale
         self.fraction = fraction
         self.terms = dict(terms or {})
+        self.sample_fraction = sample_fraction
         self.warmup = warmup
         self.geodesic = geodesic
         self.gap_tolerance = gap_tolerance
@@ -110,7 +113,10 @@ class FreeFormLikelihood(Objective):
 
     def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
         """Refuse flows this objective does not train."""
-        core = _free_form(flow).parts.core
+        _, core, _, space, latent = _free_form(flow).parts
+        most = space.dim if self.probe == "data" else latent.dim
+        if self.probes > most:
+            raise ValueError(f"FreeFormLikelihood: {self.probes} orthogonal probes do not exist in dimension {most}; ask for 1 to {most}")
         if "intermediate_reconstruction" in self.terms:
             _states(core, "encoder")
             _states(core, "decoder")
@@ -134,7 +140,7 @@ class FreeFormLikelihood(Objective):
         )
         z, ladj_after = parts.after.encode_ladj(s.z, c) if parts.after is not None else (s.z, 0.0)
         metric = parts.latent_manifold.log_volume(s.z) - parts.manifold.log_volume(h)
-        surrogate_nll = -(flow.base.log_prob(z, c) + s.value + metric + ladj + ladj_after)
+        surrogate_nll = -(flow.base.log_prob(z, as_rows(c)) + s.value + metric + ladj + ladj_after)
         reconstruction = self._square(parts.manifold, h, s.x)
         total = self.log_beta.exp().to(h.dtype) * reconstruction + self._likelihood_weight(progress) * surrogate_nll
         logged = {"reconstruction": reconstruction, "surrogate": surrogate_nll}
@@ -143,7 +149,10 @@ class FreeFormLikelihood(Objective):
             total = total + weight * value
             logged[name if name != "reconstruction" else "clean_reconstruction"] = value
         loss = weighted_mean(total, batch.weight)
-        return {"loss": loss, **{name: weighted_mean(value.detach(), batch.weight) for name, value in logged.items()}}
+        return {
+            "loss": loss,
+            **{name: weighted_mean(value.detach(), batch.weight) if value.ndim else value.detach() for name, value in logged.items()},
+        }
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Exact decoder and encoder NLL, mean reconstruction distance, and the monitor.
@@ -182,7 +191,7 @@ class FreeFormLikelihood(Objective):
         move = torch.log(self.gap.abs().clamp_min(1e-12) / target).clamp(-1.0, 2.0)
         self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move))
         if flow.is_bottleneck:
-            x = parts.manifold.project(parts.core.decode(parts.latent_manifold.project(parts.core.encode(h, c)), c))  # pyright: ignore[reportOptionalMemberAccess]
+            x = parts.decode(parts.encode(h, c), c)
             square = weighted_mean(self._square(parts.manifold, h, x), batch.weight)
             # At the weight (D − d)/(2 error) a relative gain in reconstruction is worth as much as it is to a Gaussian likelihood
             # (eq. of the monitor); ten times that leaves the likelihood no say in it: the plateau.
@@ -210,30 +219,30 @@ class FreeFormLikelihood(Objective):
         return (a - b).flatten(a.ndim - len(manifold.event_shape)).square().sum(-1)
 
     def _term(self, name: str, flow: Flow, batch: Batch, h: Tensor, c: Condition, s: Surrogate, progress: Progress) -> Tensor:
-        before, core, after, space, latent = flow.parts
+        parts = flow.parts
+        space, latent = parts.manifold, parts.latent_manifold
         if name == "reconstruction":
             clean = batch.x if batch.clean is None else batch.clean
-            return self._square(space, before.encode(clean, c) if before is not None else clean, s.x)
+            return self._square(space, parts.before.encode(clean, c) if parts.before is not None else clean, s.x)
         if name in ("z_reconstruction", "z_reconstruction_encoder"):
             x = s.x.detach() if name == "z_reconstruction_encoder" else s.x
-            return self._square(latent, s.z, latent.project(core.encode(x, c)))  # pyright: ignore[reportOptionalMemberAccess]
+            return self._square(latent, s.z, parts.encode(x, c))
         if name in ("z_sample_reconstruction", "x_sample_reconstruction"):
+            rows = math.ceil(self.sample_fraction * len(h))
+            c = transform(c, lambda leaf: leaf[:rows])
             with torch.no_grad():
-                z = flow.base.sample(() if c is not None else len(h), c, generator=progress.source)
-                z = after.decode(z, c) if after is not None else z
-            x = space.project(core.decode(z, c))  # pyright: ignore[reportOptionalMemberAccess]
+                z = flow.base.sample(() if c is not None else rows, as_rows(c), generator=progress.source)
+                z = parts.after.decode(z, c) if parts.after is not None else z
+            x = parts.decode(z, c)
             if name == "z_sample_reconstruction":
-                return self._square(latent, z, latent.project(core.encode(x, c)))  # pyright: ignore[reportOptionalMemberAccess]
+                return self._square(latent, z, parts.encode(x, c)).mean()
             x = x.detach()
-            back = latent.project(core.encode(x, c))  # pyright: ignore[reportOptionalMemberAccess]
-            return self._square(space, x, space.project(core.decode(back, c)))  # pyright: ignore[reportOptionalMemberAccess]
+            return self._square(space, x, parts.decode(parts.encode(x, c), c)).mean()
         if name == "shuffled_reconstruction":
             other = h[torch.randperm(len(h), generator=progress.source, device=h.device)]
-            z = latent.project(core.encode(other, c))  # pyright: ignore[reportOptionalMemberAccess]
-            return self._square(space, other, space.project(core.decode(z, c)))  # pyright: ignore[reportOptionalMemberAccess]
+            return self._square(space, other, parts.decode(parts.encode(other, c), c))
         if name == "intermediate_reconstruction":
-            up = _states(core, "encoder")(h, c)
-            down = _states(core, "decoder")(s.z, c)
+            up, down = _states(parts.core, "encoder")(h, c), _states(parts.core, "decoder")(s.z, c)
             return torch.stack([(a - b).square().sum(-1) for a, b in zip(up, reversed(down))]).sum(0)
         raw, projected = (s.z_raw, s.z) if name == "z_projection" else (s.x_raw, s.x)
         return (raw - projected).flatten(1).square().sum(-1)
@@ -260,7 +269,8 @@ def _states(core: Any, side: str) -> Any:
     net = getattr(core, side, None) if isinstance(core, FreeForm) else None
     if net is None or not hasattr(net, "states"):
         raise ValueError(
-            f"FreeFormLikelihood: the term intermediate_reconstruction needs a FreeForm of networks with states, such as nn.Residual; its {side} has none"
+            "FreeFormLikelihood: the term intermediate_reconstruction needs a FreeForm of networks with states, such as nn.Residual; "
+            f"its {side} has none"
         )
     return net.states
 
@@ -270,7 +280,7 @@ def _check_arguments(
     probe: str,
     probes: int,
     probe_scale: str,
-    fraction: float,
+    shares: tuple[float, float],
     terms: dict[str, float],
     warmup: Any,
     tolerance: float,
@@ -283,8 +293,8 @@ def _check_arguments(
         raise ValueError(f"{who}: probe must be 'auto', 'data', 'latent' or 'latent_vjp', got {probe!r}")
     if probe_scale not in ("intrinsic", "embedding"):
         raise ValueError(f"{who}: probe_scale must be 'intrinsic' or 'embedding', got {probe_scale!r}")
-    if probes < 1 or not 0 < fraction <= 1:
-        raise ValueError(f"{who}: probes must be at least 1 and fraction within (0, 1], got {probes} and {fraction}")
+    if probes < 1 or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"{who}: probes must be at least 1, fraction and sample_fraction within (0, 1], got {probes} and {shares}")
     for name, weight in terms.items():
         if name not in TERMS:
             raise ValueError(f"{who}: unknown term {name!r}; the terms are {', '.join(TERMS)}")

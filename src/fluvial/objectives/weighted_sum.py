@@ -92,8 +92,9 @@ class WeightedSum(Objective):
         return {"monitor": monitor, **figures}  # pyright: ignore[reportReturnType]
 
     def adapt(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Move every part's controller."""
-        return {f"{name}/{key}": value for name, part in self._parts().items() for key, value in part.adapt(flow, batch, progress).items()}
+        """Move the controllers of the parts that have one."""
+        moving = {name: part for name, part in self._parts().items() if part.adapt_every}
+        return {f"{name}/{key}": value for name, part in moving.items() for key, value in part.adapt(flow, batch, progress).items()}
 
     def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
         """The groups of the parts, each parameter once."""

@@ -46,7 +46,9 @@ def complaint(message: str, known: Sequence[str] = ()) -> str:
         'fit.seed: expected a whole number, got 1.5'
     """
     if found := re.match(r"unrecognized arguments: (?:--)?([^\s=]+)", message):
-        return f"there is no key {found[1]}{_nearest(found[1], known)}"
+        section, _, key = found[1].partition(".")
+        within = [name.removeprefix(f"{section}.") for name in known if name.startswith(f"{section}.")]
+        return f"there is no key {found[1]}{_nearest(key, within) or (f'; {section} has ' + ', '.join(within) if within else '')}"
     if found := re.match(r"the following arguments are required: (.*)", message):
         return f"missing: {found[1]}"
     if found := re.match(r"argument --(\S+): expected one argument", message):

@@ -38,7 +38,7 @@ def write_report(path: Path, output: Path | None = None) -> Path:
 
 def _hints(path: Path) -> Hints:
     return Hints(
-        history=f"There is no history.jsonl in this run: training has not come to its first validation, or the file was removed; fluvial fit -o {path} makes it.",
+        history=f"This run has no history.jsonl: training has not come to its first validation; fluvial fit -o {path} --resume goes on.",
         check=f"This flow has not been checked yet: run fluvial check {path}, then fluvial report {path} again.",
         metrics=f"The test figures have not been computed yet: run fluvial evaluate {path}, then fluvial report {path} again.",
         configuration=f"fluvial fit {path / 'recipe.yaml'} trains it again.",

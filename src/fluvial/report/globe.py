@@ -43,8 +43,9 @@ def world_map(
         >>> world_map(uniform).data[0].z.shape
         (100, 200)
     """
-    figure = blank(width=620, height=350)
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 58}, showlegend=False)
+    bar = 58 if callable(what) else 0  # pixels for the scale of colours
+    figure = blank(width=620, height=320 + bar)
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8 + bar}, showlegend=False)
     figure.update_xaxes(visible=False, range=[-1.05 * WIDTH, 1.05 * WIDTH], constrain="domain")
     figure.update_yaxes(visible=False, range=[-1.08 * HEIGHT, 1.08 * HEIGHT], scaleanchor="x", scaleratio=1, constrain="domain")
     if callable(what):
@@ -52,7 +53,8 @@ def world_map(
     else:
         rows = as_rows(what)
         figure.add_trace(_markers(rows[thinned(len(rows), weight)], colour))
-    figure.add_traces(_graticule())
+    # A broad outline hides the steps of the cells.
+    figure.add_traces(_graticule(outline=3.0 if callable(what) else 1.4))
     if degrees:
         for latitude in (-60, -30, 30, 60):
             x, y = mollweide(np.array([-math.pi]), np.radians([latitude]))
@@ -118,7 +120,7 @@ def _colours(log_prob: Callable[[Tensor], Tensor], like: Tensor, limits: tuple[f
         zmin=low,
         zmax=high,
         colorscale=DENSITY_SCALE,
-        colorbar={**colour_bar("log-density, nats (per unit area of the unit sphere)"), "y": -0.02, "len": 0.7},
+        colorbar=colour_bar("log-density, nats (per unit area of the unit sphere)"),
         hovertemplate="log-density %{z:.3g}<extra></extra>",
     )
 
@@ -136,7 +138,7 @@ def _markers(points: np.ndarray, colour: str) -> go.Scatter:
     )
 
 
-def _graticule() -> list[go.Scatter]:
+def _graticule(outline: float) -> list[go.Scatter]:
     """Meridians, parallels and the outline as lines with gaps between them."""
     x, y = [], []
     along = np.linspace(-np.pi / 2, np.pi / 2, 61)
@@ -151,6 +153,6 @@ def _graticule() -> list[go.Scatter]:
     turn = np.linspace(0, 2 * np.pi, 181)
     thin = go.Scatter(x=x, y=y, mode="lines", line={"color": LINE, "width": 0.7}, hoverinfo="skip")
     edge = go.Scatter(
-        x=numbers(WIDTH * np.cos(turn)), y=numbers(HEIGHT * np.sin(turn)), mode="lines", line={"color": LINE, "width": 1.4}, hoverinfo="skip"
+        x=numbers(WIDTH * np.cos(turn)), y=numbers(HEIGHT * np.sin(turn)), mode="lines", line={"color": "#8d949e", "width": outline}, hoverinfo="skip"
     )
     return [thin, edge]

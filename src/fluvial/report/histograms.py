@@ -1,5 +1,6 @@
 """One column at a time: data and samples as histograms, with their ratio below."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from fluvial.report.theme import DATA, LINE, MODEL, as_rows, blank, numbers
 
 BINS = 40
+_RATIOS = (0.2, 1.8)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Histogram:
 
 
 def edges_for(*columns: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Equal bins over all but the outermost half per cent of each column."""
+    """Equal bins over all but the outermost half per cent of each column, fewer where the rows are few."""
+    bins = max(12, min(bins, math.isqrt(min(map(len, columns)))))
     finite = [column[np.isfinite(column)] for column in columns]
     quantiles = np.array([np.quantile(column, (0.005, 0.995)) for column in finite if len(column)])
     low, high = (float(quantiles[:, 0].min()), float(quantiles[:, 1].max())) if len(quantiles) else (0.0, 1.0)
@@ -65,7 +68,7 @@ def marginal(
         name: Label of the axis.
         weight: Weights of the data, shape (n,).
         labels: What the two are called.
-        edges: Bin edges; default 40 bins over all but the outermost values.
+        edges: Bin edges; default at most 40 bins over all but the outermost values.
 
     Example:
         >>> [trace.name for trace in marginal(np.arange(50.0), np.arange(50.0)).data]
@@ -78,45 +81,47 @@ def marginal(
     figure = blank(height=310)
     figure.add_trace(_steps(a, labels[0], DATA, fill=True))
     figure.add_trace(_steps(b, labels[1], MODEL))
-    centres, safe = (edges[1:] + edges[:-1]) / 2, np.where(a.density > 0, a.density, np.nan)
-    around = a.error / safe
-    band = np.nan_to_num(np.concatenate([1 + around, (1 - around)[::-1]]), nan=1.0)
-    x = np.concatenate([centres, centres[::-1]])
-    figure.add_trace(
-        go.Scatter(
-            x=numbers(x),
-            y=numbers(band),
-            fill="toself",
-            fillcolor=LINE,
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            yaxis="y2",
-            opacity=0.6,
-        )
-    )
-    figure.add_trace(
-        go.Scatter(
-            x=numbers(centres),
-            y=numbers(b.density / safe),
-            error_y={"array": numbers(b.error / safe), "width": 0, "thickness": 1.2},
-            mode="markers",
-            marker={"color": MODEL, "size": 4},
-            name="ratio",
-            showlegend=False,
-            yaxis="y2",
-            hovertemplate="ratio %{y:.3f}<extra></extra>",
-        )
-    )
+    _add_ratio(figure, a, b)
     figure.update_layout(
         xaxis={"title": {"text": name}, "anchor": "y2", "range": [float(edges[0]), float(edges[-1])]},
         yaxis={"domain": [0.36, 1], "rangemode": "tozero", "nticks": 5, "title": {"text": "density"}},
-        yaxis2={"domain": [0, 0.28], "range": [0.45, 1.55], "tickvals": [0.5, 1, 1.5], "title": {"text": "ratio"}},
+        yaxis2={"domain": [0, 0.28], "range": list(_RATIOS), "tickvals": [0.5, 1, 1.5], "title": {"text": "ratio"}},
         margin={"t": 30, "b": 46},
     )
     figure.add_shape(type="line", xref="x domain", x0=0, x1=1, yref="y2", y0=1, y1=1, line={"color": LINE, "width": 1})
     return figure
+
+
+def _add_ratio(figure: go.Figure, data: Histogram, model: Histogram) -> None:
+    """Model over data where the data say anything, on the second vertical axis."""
+    centres = (data.edges[1:] + data.edges[:-1]) / 2
+    told = (data.density > 0) & (data.error < 0.5 * data.density)
+    below = np.where(told, data.density, np.nan)
+    around = np.nan_to_num(data.error / below, nan=0.0)
+    band = {"x": numbers(np.concatenate([centres, centres[::-1]])), "y": numbers(np.concatenate([1 + around, (1 - around)[::-1]]))}
+    look = {"fill": "toself", "fillcolor": LINE, "line": {"width": 0}, "mode": "lines", "opacity": 0.6}
+    figure.add_trace(go.Scatter(**band, **look, hoverinfo="skip", showlegend=False, yaxis="y2"))
+    ratio = np.nan_to_num(model.density / below, nan=-1.0)
+    low, high = _RATIOS
+    # What lies outside the panel is a triangle at its edge.
+    figure.add_trace(
+        go.Scatter(
+            x=numbers(centres),
+            y=numbers(np.where(ratio < 0, np.nan, ratio.clip(low + 0.06, high - 0.06))),
+            error_y={"array": numbers(np.where((ratio > low) & (ratio < high), model.error / below, np.nan)), "width": 0, "thickness": 1.2},
+            mode="markers",
+            marker={
+                "color": MODEL,
+                "size": 5,
+                "symbol": np.where(ratio > high, "triangle-up", np.where(ratio < low, "triangle-down", "circle")).tolist(),
+            },
+            customdata=numbers(ratio),
+            name="ratio",
+            showlegend=False,
+            yaxis="y2",
+            hovertemplate="ratio %{customdata:.3f}<extra></extra>",
+        )
+    )
 
 
 def _steps(histogram: Histogram, name: str, colour: str, *, fill: bool = False) -> go.Scatter:

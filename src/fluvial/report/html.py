@@ -41,9 +41,9 @@ def summary(material: Material) -> str:
     kind = "A bijective flow" if flow.is_bijective else "A free-form flow with a bottleneck" if flow.is_bottleneck else "A free-form flow"
     where = f"{flow.manifold}" + (f" from a latent on {flow.latent_manifold}" if flow.is_bottleneck else "")
     rows = f"{material.rows_in_all:,} {material.which}".replace(",", " ")
-    named = f" of {data.name}" if data.name else ""
+    named = f" of {data.name}{' (simulated)' if data.synthetic else ''}" if data.name else " of simulated data" if data.synthetic else ""
     shown = f" ({len(material.x):,} of them drawn here)".replace(",", " ") if len(material.x) < material.rows_in_all else ""
-    return f"{kind} on {where}, looked at on {rows}{named}{shown}{', simulated data' if data.synthetic else ''}."
+    return f"{kind} on {where}, looked at on {rows}{named}{shown}."
 
 
 def tiles(material: Material) -> list[tuple[str, str, str]]:

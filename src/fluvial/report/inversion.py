@@ -27,37 +27,37 @@ def distances(distance: Any, *, spread: float | None = None, weight: Tensor | No
     figure = blank(height=300)
     if not keep.any():
         return text_in(figure, "all rows are reconstructed exactly" if (values == 0).all() else "no distance is finite")
-    logs = np.log10(values[keep])
+    logs, w = np.log10(values[keep]), w / w.sum()
     low, high = float(logs.min()), float(logs.max())
     edges = np.linspace(low - 0.05, max(high, low + 0.2) + 0.05, 46)
-    share = np.histogram(logs, edges, weights=w[keep])[0] / w.sum()
-    figure.add_trace(
-        go.Bar(
-            x=numbers(10 ** ((edges[1:] + edges[:-1]) / 2)),
-            y=numbers(share),
-            width=numbers(10 ** edges[1:] - 10 ** edges[:-1]),
-            marker={"color": MODEL, "opacity": 0.75},
-            hovertemplate="%{x:.3g}: %{y:.2%}<extra></extra>",
-        )
-    )
-    rms = float(np.sqrt(np.average(values[keep] ** 2, weights=w[keep]))) if w[keep].sum() > 0 else float("nan")
-    marks = [("median", float(np.median(values[keep])), DATA, 1.0), ("root mean square", rms, DATA, 0.88), ("spread of the data", spread, LINE, 0.76)]
-    shown = [mark for mark in marks if mark[1] is not None and mark[1] > 0]
-    for name, at, colour, height in shown:
-        figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=height, yref="y domain", line={"color": colour, "dash": "dot", "width": 1.6})
-        figure.add_annotation(x=np.log10(at), y=height, yref="y domain", text=f"{name} {at:.3g}", showarrow=False, yanchor="bottom", xanchor="auto")
+    share = np.histogram(logs, edges, weights=w[keep])[0]
+    left, right = 10 ** edges[:-1], 10 ** edges[1:]
+    bars = {"x": numbers((left + right) / 2, np.float64), "width": numbers(right - left, np.float64), "y": numbers(share)}
+    figure.add_trace(go.Bar(**bars, marker={"color": MODEL, "opacity": 0.75}, hovertemplate="%{x:.3g}: %{y:.2%}<extra></extra>"))
+    order = np.argsort(values[keep])
+    median = float(values[keep][order][min(np.searchsorted(np.cumsum(w[keep][order]), 0.5 * w[keep].sum()), len(order) - 1)])
+    rms = float(np.sqrt((w[keep] * values[keep] ** 2).sum() / w[keep].sum()))
+    marks = [
+        ("median", median, DATA, 0.93, "right"),
+        ("root mean square", rms, DATA, 0.84, "left"),
+        ("spread of the data", spread or 0.0, LINE, 0.75, "right"),
+    ]
+    shown = [mark for mark in marks if mark[1] > 0]
+    for name, at, colour, top, anchor in shown:
+        figure.add_shape(type="line", xref="x", x0=at, x1=at, y0=0, y1=top, yref="y domain", line={"color": colour, "dash": "dot", "width": 1.6})
+        text = {"text": f" {name} {at:.3g} ", "xanchor": anchor, "yanchor": "middle", "showarrow": False}
+        figure.add_annotation(x=np.log10(at), y=top, yref="y domain", **text)
     ends = np.log10([10**low, 10**high, *(mark[1] for mark in shown)])
-    room = 0.12 * (ends.max() - ends.min()) + 0.1
+    room = 0.05 * (ends.max() - ends.min()) + 0.08
     figure.update_layout(
         xaxis={
             "type": "log",
             "title": {"text": "distance between a row and its reconstruction"},
             "range": [float(ends.min() - room), float(ends.max() + room)],
-            "exponentformat": "power",
-            "dtick": 1 if ends.max() - ends.min() > 1 else None,
+            "dtick": 1 if ends.max() - ends.min() > 2 else None,
         },
-        yaxis={"title": {"text": "share of rows"}, "tickformat": ".0%", "nticks": 5},
-        margin={"t": 30},
+        # Room above the bars for the marks.
+        yaxis={"title": {"text": "share of rows"}, "tickformat": ".0%", "nticks": 6, "range": [0, 1.4 * float(share.max())]},
         showlegend=False,
     )
     return figure

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from fluvial.report.theme import DATA, FIFTH, FOURTH, LINE, MODEL, THIRD, blank, numbers, text_in
+from fluvial.report.theme import DATA, FIFTH, FOURTH, INK, MODEL, THIRD, blank, numbers, text_in
 
 _KNOWN = {"step", "epoch", "seconds", "learning_rate", "skipped", "loss", "monitor", "nll", "nll_encoder", "gap", "beta", "reconstruction"}
 _COLOURS = (MODEL, DATA, THIRD, FOURTH, FIFTH)
-_PANEL, _SPACE = 190, 58  # pixels
+_PANEL, _SPACE = 185, 46  # pixels
+_MARGIN = {"l": 64, "r": 12, "t": 34, "b": 56}
 
 
 def curves(history: Any, *, best: dict[str, Any] | None = None) -> go.Figure:
@@ -38,43 +39,28 @@ def curves(history: Any, *, best: dict[str, Any] | None = None) -> go.Figure:
     panels = [(title, log, found) for title, log, select in _PANELS if (found := select(rows))]
     if not panels:
         return text_in(blank(height=_PANEL), "the history holds no figures")
-    height = len(panels) * _PANEL + (len(panels) - 1) * _SPACE + 90
-    inner = height - 90
-    figure = blank(height=height)
-    steps = [row["step"] for row in rows]
-    for k, (title, log, found) in enumerate(panels, start=1):
-        top = 1 - (k - 1) * (_PANEL + _SPACE) / inner
-        legend = f"legend{k if k > 1 else ''}"
-        domain = [max(0.0, top - _PANEL / inner), top]
+    inner = len(panels) * _PANEL + (len(panels) - 1) * _SPACE
+    figure = blank(height=inner + _MARGIN["t"] + _MARGIN["b"])
+    for k, (title, log, found) in enumerate(panels):
+        number = "" if k == 0 else str(k + 1)
+        top = 1 - k * (_PANEL + _SPACE) / inner
+        axis = {"domain": [max(0.0, top - _PANEL / inner), top], "title": {"text": title}, "nticks": 6, **_scale(rows, found, log=log)}
+        legend = {"x": 0, "xanchor": "left", "y": top, "yanchor": "bottom", "orientation": "h"}
+        figure.update_layout({f"yaxis{number}": axis, f"legend{number}": legend})
         for trace in _traces(rows, found, log=log):
-            figure.add_trace(trace.update(xaxis="x", yaxis=f"y{k if k > 1 else ''}", legend=legend))
-        limits = _limits(rows, [key for key, _, _ in found], log=log)
-        axis = {
-            "domain": domain,
-            "title": {"text": title},
-            "type": "log" if log else "linear",
-            "range": limits,
-            "anchor": "x" if k == len(panels) else "free",
-        }
-        if log:
-            axis |= {"exponentformat": "power", "dtick": 1 if limits is None or limits[1] - limits[0] > 1.2 else "D2"}
-        figure.update_layout({f"yaxis{k if k > 1 else ''}": axis, legend: {"orientation": "h", "x": 0, "y": top, "yanchor": "bottom"}})
+            figure.add_trace(trace.update(xaxis="x", yaxis=f"y{number}", legend=f"legend{number}"))
         if best is not None:
-            figure.add_shape(
-                type="line", x0=best["step"], x1=best["step"], y0=0, y1=1, yref=f"y{k if k > 1 else ''} domain", line={"color": LINE, "dash": "dot"}
-            )
-    bottom = f"y{len(panels) if len(panels) > 1 else ''}"
-    figure.update_layout(
-        xaxis={"title": {"text": "step"}, "anchor": bottom, "range": _padded(steps)}, margin={"l": 64, "t": 34, "b": 56}, hovermode="x"
-    )
-    if best is not None:
-        figure.add_annotation(text="best weights", x=best["step"], y=1, yref="paper", xanchor="auto", yanchor="bottom", showarrow=False)
-    return figure
+            at = {"x0": best["step"], "x1": best["step"], "y0": 0, "y1": 1}
+            figure.add_shape(type="line", xref="x", yref=f"y{number} domain", line={"color": INK, "dash": "dot", "width": 1.3}, **at)
+    last = f"y{len(panels) if len(panels) > 1 else ''}"
+    title = "step" if best is None else f"step (dotted: best weights, step {best['step']})"
+    span = _padded([row["step"] for row in rows])
+    return figure.update_layout(xaxis={"title": {"text": title}, "anchor": last, "range": span}, margin=_MARGIN, hovermode="x")
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row with the smallest monitor, or None where none is finite."""
-    finite = [row for row in rows if isinstance(row.get("monitor"), int | float) and math.isfinite(row["monitor"])]
+    finite = [row for row in rows if _is_number(row.get("monitor")) and math.isfinite(row["monitor"])]
     return min(finite, key=lambda row: row["monitor"]) if finite else None
 
 
@@ -82,7 +68,7 @@ Curve = tuple[str, str, str]  # key, name, colour
 
 
 def _having(rows: list[dict[str, Any]], *curves: Curve) -> list[Curve]:
-    return [curve for curve in curves if any(isinstance(row.get(curve[0]), int | float) for row in rows)]
+    return [curve for curve in curves if any(_is_number(row.get(curve[0])) for row in rows)]
 
 
 def _loss(rows: list[dict[str, Any]]) -> list[Curve]:
@@ -127,10 +113,10 @@ def _traces(rows: list[dict[str, Any]], curves: list[Curve], *, log: bool) -> li
     """For each curve its line and, where rows carry an error, the band around it."""
     traces = []
     for key, name, colour in curves:
-        found = [(row["step"], row[key], row.get(f"{key}_error"), _when(row)) for row in rows if isinstance(row.get(key), int | float)]
+        found = [(row["step"], row[key], row.get(f"{key}_error"), _when(row)) for row in rows if _is_number(row.get(key))]
         x, y, error, when = ([entry[k] for entry in found] for k in range(4))
-        if any(isinstance(e, int | float) for e in error):
-            width = np.array([e if isinstance(e, int | float) else 0.0 for e in error])
+        if any(_is_number(e) for e in error):
+            width = np.array([e if _is_number(e) else 0.0 for e in error])
             low, high = np.array(y, float) - width, np.array(y, float) + width
             if log:
                 low = np.maximum(low, np.array(y) / 10)
@@ -155,28 +141,50 @@ def _traces(rows: list[dict[str, Any]], curves: list[Curve], *, log: bool) -> li
     return traces
 
 
+def clock(seconds: float) -> str:
+    """Seconds in the unit that reads best.
+
+    Example:
+        >>> clock(90), clock(600)
+        ('90 s', '10.0 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _when(row: dict[str, Any]) -> str:
     seconds = row.get("seconds")
     if not isinstance(seconds, int | float):
         return ""
-    clock = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
-    return clock + (f", epoch {row['epoch']:.4g}" if isinstance(row.get("epoch"), int | float) else "")
+    return clock(seconds) + (f", epoch {row['epoch']:.4g}" if _is_number(row.get("epoch")) else "")
 
 
-def _limits(rows: list[dict[str, Any]], keys: list[str], *, log: bool) -> list[float] | None:
-    """Room for all but the first steps, whose losses would flatten the rest; on a log axis as exponents. None lets plotly choose."""
-    values = np.array([row[key] for key in keys for row in rows if isinstance(row.get(key), int | float)], float)
+def _scale(rows: list[dict[str, Any]], curves: list[Curve], *, log: bool) -> dict[str, Any]:
+    """Kind and range of a vertical axis: room for all but the first few values, which would flatten the rest."""
+    ends = []
+    for key, _, _ in curves:
+        for row in rows:
+            if _is_number(row.get(key)):
+                error = row.get(f"{key}_error")
+                width = error if _is_number(error) and not log else 0.0
+                ends += [row[key] - width, row[key] + width]
+    values = np.array(ends, float)
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    kind: dict[str, Any] = {"type": "log" if log else "linear"}
     if len(values) == 0:
-        return None
+        return kind
     if log:
-        low, high = np.log10(values.min()), np.log10(values.max())
-        return [float(low - 0.15), float(high + 0.15)]
-    if len(values) < 8:
-        return None
-    low, high = values.min(), np.quantile(values, 0.95)
+        low, high = float(np.log10(values.min())), float(np.log10(values.max()))
+        # Below two decades plotly labels the digits between the powers.
+        return kind | {"range": [low - 0.15, high + 0.15], "dtick": 1 if high - low > 2 else None}
+    if len(rows) < 8:
+        return kind
+    low, high = float(values.min()), float(np.quantile(values, 0.95))
     room = 0.08 * (high - low)
-    return [float(low - room), float(high + room)] if room > 0 else None
+    return kind | ({"range": [low - room, high + room]} if room > 0 else {})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _padded(steps: list[int]) -> list[float]:

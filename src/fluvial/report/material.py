@@ -50,7 +50,7 @@ class Material:
     metrics: dict[str, Any] | None = None
     published: Any = None
     rows_in_all: int = 0
-    which: str = "rows of data"
+    which: str = "rows"
     note: str = ""
     configuration: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +117,9 @@ class Material:
     def spread(self) -> float:
         """Root mean square distance of the rows from their mean, in the embedding."""
         flat = self.x.flatten(1).double()
-        return float((flat - flat.mean(0)).square().sum(1).mean().sqrt())
+        share = torch.ones_like(flat[:, 0]) if self.weight is None else self.weight.double()
+        share = (share / share.sum()).unsqueeze(1)
+        return float((share * (flat - (share * flat).sum(0)).square()).sum().clamp_min(0).sqrt())
 
 
 def _ignores(flow: Flow, z: Tensor, c: Condition) -> bool:

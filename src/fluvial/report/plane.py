@@ -12,8 +12,9 @@ from fluvial.report.theme import DATA, DENSITY_SCALE, as_rows, blank, colour_bar
 
 Window = tuple[tuple[float, float], tuple[float, float]]
 CELLS = 140
-_SIZE = {"width": 360, "height": 410}
-_MARGIN = {"l": 48, "r": 10, "t": 10, "b": 92}
+_WIDTH = 360
+_MARGIN = {"l": 48, "r": 10, "t": 10, "b": 50}
+_COLOUR_BAR = 58  # pixels below the plot
 
 
 def window(*clouds: Any, room: float = 0.08) -> Window:
@@ -55,6 +56,7 @@ def density(
     finite = value[np.isfinite(value)]
     top = top if top is not None else float(finite.max()) if len(finite) else 1.0
     figure = _plane(view, names)
+    figure.update_layout(height=figure.layout.height + _COLOUR_BAR, margin={"b": _MARGIN["b"] + _COLOUR_BAR})
     figure.add_trace(
         go.Heatmap(
             x=numbers(x),
@@ -102,11 +104,15 @@ def points(rows: np.ndarray, colour: str, *, name: str = "", weight: Tensor | No
 
 def _plane(view: Window, names: Sequence[str]) -> go.Figure:
     (x_low, x_high), (y_low, y_high) = view
-    figure = blank(**_SIZE)
+    # Equal scales where they make sense; a plane of pressure against temperature keeps its own.
+    ratio = (y_high - y_low) / (x_high - x_low)
+    equal = 0.25 < ratio < 4
+    side = min(max(ratio, 0.5), 1.4) if equal else 0.8
+    inner = _WIDTH - _MARGIN["l"] - _MARGIN["r"]
+    figure = blank(width=_WIDTH, height=round(inner * side) + _MARGIN["t"] + _MARGIN["b"])
     figure.update_layout(margin=_MARGIN, showlegend=False)
     figure.update_xaxes(range=[x_low, x_high], title={"text": names[0]}, constrain="domain", nticks=7)
     figure.update_yaxes(range=[y_low, y_high], title={"text": names[1]}, constrain="domain", nticks=7)
-    # Equal scales where they make sense; a plane of pressure against temperature keeps its own.
-    if 0.25 < (x_high - x_low) / (y_high - y_low) < 4:
+    if equal:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
     return figure

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from fluvial.manifolds import Euclidean, Sphere
@@ -12,10 +13,10 @@ from fluvial.report.draws import column_labels, latent_figures, sample_figures
 from fluvial.report.globe import angles
 from fluvial.report.histograms import marginal, most_different
 from fluvial.report.inversion import distances
-from fluvial.report.learning import curves
+from fluvial.report.learning import clock, curves
 from fluvial.report.material import Material
 from fluvial.report.numbers_in_words import KNOWN, estimate_of, flattened, in_words
-from fluvial.report.pictures import image_frame
+from fluvial.report.pictures import image_frame, images
 from fluvial.report.theme import as_rows
 
 
@@ -85,12 +86,13 @@ def training(material: Material) -> Section:
     last = material.history[-1]
     took = f"{last.get('step', 0):,} steps".replace(",", " ")
     if isinstance(last.get("seconds"), int | float):
-        took += f" in {last['seconds'] / 60:.1f} minutes"
+        took += f" in {clock(last['seconds'])}"
     ended = f", ended by {material.stopped}" if material.stopped else ""
     skipped = f"; {last['skipped']} steps were skipped because something in them was not finite" if last.get("skipped") else ""
     caption = (
-        "The validation NLL is exact, on rows held out from training, with bands of one standard error. It should fall and level off: if it still falls at the end, "
-        "train longer; if it rises again while the loss falls, the model overfits. For free-form flows the two NLL curves should meet."
+        "The validation NLL is exact, on rows held out from training, with bands of one standard error. It should fall and level off: "
+        "if it still falls at the end, train longer; if it rises again while the loss falls, the model overfits. "
+        "For free-form flows the two NLL curves should meet."
     )
     figure = curves(material.history, best=material.best)
     return Section("training", "Training", f"{took}{ended}{skipped}.", [Panel("", [figure], caption, "full")])
@@ -105,8 +107,13 @@ def samples(material: Material) -> Section:
         for setting in material.settings
     ]
     titles = list(found[0])
-    spans = {1: "full", 2: "half", 4: "half"}.get(len(titles), "third")
-    panels = [Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title, ""), spans) for title in titles]
+    span = {1: "full", 2: "half", 4: "half"}.get(len(titles), "third")
+    if isinstance(flow.manifold, Sphere) and flow.manifold.dim == 2:
+        span = "half"
+    panels = [
+        Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title, ""), "full" if title.startswith("Log-density") else span)
+        for title in titles
+    ]
     lead = "The samples should look like another draw of the data: no detail blurred, no bridge between separate parts, none missing."
     settings = [setting.label for setting in material.settings] if material.c is not None else []
     if settings and not material.settings[0].exact:
@@ -150,7 +157,7 @@ def marginals(material: Material) -> Section | None:
     ]
     if data.shape[1] > len(chosen):
         lead += f" Of {data.shape[1]} columns these are the {len(chosen)} in which data and samples differ most."
-    if data.shape[1] > 2:
+    if data.shape[1] > 2 and image_frame(manifold.event_shape, material.dataset.spec.names) is None:
         caption = "Contours that hold 50 % and 90 % of the rows. Good: the two colours run on top of each other."
         panels.append(Panel("Pairs of columns", [corner(data, drawn, names=names, weight=material.weight)], caption, "full"))
     return Section("marginals", "Marginals", lead, panels)
@@ -159,35 +166,36 @@ def marginals(material: Material) -> Section | None:
 def reconstruction(material: Material) -> Section:
     """Distances, and the worst rows."""
     distance = material.distance
-    order = distance.nan_to_num(nan=float("inf")).argsort(descending=True)[:8].tolist()
-    shape = material.flow.manifold.event_shape
-    spec = material.dataset.spec
-    flat, rebuilt = as_rows(material.x), as_rows(material.rebuilt)
-    shown = min(flat.shape[1], 3 if image_frame(shape, spec.names) is None else 0)
-    names = column_labels(spec, flat.shape[1])[:shown]
-    headers = ["row", "distance", *names, *(f"{name} again" for name in names)]
-    rows = [
-        [
-            Cell(str(k)),
-            Cell(f"{float(distance[k]):.3g}"),
-            *(Cell(f"{v:.4g}") for v in flat[k, :shown]),
-            *(Cell(f"{v:.4g}") for v in rebuilt[k, :shown]),
-        ]
-        for k in order
-    ]
     if material.flow.is_bijective:
         lead = "A bijection: what is left is rounding."
     elif material.flow.is_bottleneck:
         lead = f"{material.flow.manifold.dim} dimensions are squeezed through {material.flow.dim}: what the latent cannot hold is the distance."
     else:
         lead = "The density is that of the reconstruction, so detail finer than this distance is lost."
-    caption = "Good: the whole histogram lies well to the left of the spread of the data, without a tail towards it."
-    return Section(
-        "reconstruction",
-        "Reconstruction",
-        lead,
-        [Panel("", [distances(distance, spread=material.spread, weight=material.weight)], caption, "full")],
-        [Table(headers, rows, "The rows farthest from their reconstructions, numbered within the rows shown on this page.")],
+    caption = "Good: the whole histogram lies well to the left of the spread of the data, and no tail reaches it."
+    panels = [Panel("", [distances(distance, spread=material.spread, weight=material.weight)], caption, "full")]
+    worst = distance.nan_to_num(nan=float("inf")).argsort(descending=True)
+    frame = image_frame(material.flow.manifold.event_shape, material.dataset.spec.names)
+    if frame is None:
+        return Section("reconstruction", "Reconstruction", lead, panels, [_worst(material, worst[:8].tolist())])
+    values = as_rows(material.x)
+    limits = (float(np.nanquantile(values, 0.001)), float(np.nanquantile(values, 0.999)))
+    for title, rows in (("The worst rows", material.x), ("Their reconstructions", material.rebuilt)):
+        panels.append(Panel(title, [images(rows[worst[:16]], frame, columns=8, limits=limits)], "", "half"))
+    return Section("reconstruction", "Reconstruction", lead, panels)
+
+
+def _worst(material: Material, rows: list[int]) -> Table:
+    """Rows and their reconstructions, in their first few columns."""
+    flat, rebuilt = as_rows(material.x), as_rows(material.rebuilt)
+    distance, shown = material.distance, min(flat.shape[1], 4)
+    names = column_labels(material.dataset.spec, flat.shape[1])[:shown]
+    cells = [
+        [Cell(str(k)), Cell(f"{float(distance[k]):.3g}"), *(Cell(f"{a:.4g} → {b:.4g}") for a, b in zip(flat[k, :shown], rebuilt[k, :shown]))]
+        for k in rows
+    ]
+    return Table(
+        ["row", "distance", *names], cells, "The rows farthest from their reconstructions (value → reconstruction), by their number on this page."
     )
 
 
@@ -195,7 +203,7 @@ def latent(material: Material) -> Section:
     """Encoded data against the base."""
     found = latent_figures(material.flow.latent_manifold, material.z, material.base, material.weight)
     span = {1: "full", 2: "half"}.get(len(found), "third")
-    panels = [Panel(title, [figure], "", span) for title, figure in found.items()]
+    panels = [Panel("" if title.startswith("Latent ") else title, [figure], "", span) for title, figure in found.items()]
     more = ""
     if len(found) > 3 and material.z[0].numel() > len(found):
         more = f" Of {material.z[0].numel()} coordinates these are the {len(found)} that differ most."

@@ -22,7 +22,8 @@ _AXIS: dict[str, Any] = {
     "ticklen": 4,
     "zeroline": False,
     "automargin": True,
-    "title": {"standoff": 6},
+    "exponentformat": "power",
+    "title": {"standoff": 6, "font": {"size": 12.5}},
 }
 _TEMPLATE = go.layout.Template(
     layout={
@@ -90,9 +91,10 @@ def colour_bar(title: str) -> dict[str, Any]:
         "thickness": 9,
         "len": 0.9,
         "x": 0.5,
-        "y": -0.17,
-        "yanchor": "top",
-        "title": {"text": title, "side": "bottom"},
+        "yref": "container",
+        "y": 0.01,
+        "yanchor": "bottom",
+        "title": {"text": title, "side": "bottom", "font": {"size": 12.5}},
         "outlinewidth": 0,
         "ticks": "outside",
         "ticklen": 3,

@@ -12,7 +12,7 @@ from fluvial.testing.quadrature import check_expectations
 
 
 @contract
-def check_base(make: Callable[[], Base], *, condition: Callable[[int], Condition] | None = None, draws: int = 40_000) -> None:
+def check_base(make: Callable[[], Base], *, condition: Callable[[int], Condition] | None = None, draws: int = 20_000) -> None:
     r"""The contract of a base distribution.
 
     The density integrates to 1 and describes the samples (checked on ℝ¹, ℝ² and spheres by quadrature, on other manifolds of finite
@@ -39,7 +39,11 @@ def check_base(make: Callable[[], Base], *, condition: Callable[[int], Condition
     for n, shape in (((), ()), (5, (5,)), ((2, 3), (2, 3))):
         found = tuple(base.sample(n, give(4)).shape)
         assert found == (*shape, 4, *event), f"sample({n}, c) with c of batch (4,) has shape {found}, expected {(*shape, 4, *event)}"
-    one = (lambda n: None) if condition is None else lambda n: transform(give(1), lambda leaf: leaf.expand(n, *leaf.shape[1:]))
+    fixed = None if condition is None else give(1)
+
+    def one(n: int) -> Condition:
+        return transform(fixed, lambda leaf: leaf.expand(n, *leaf.shape[1:]))
+
     c = one(draws)
     z = base.sample(draws if c is None else (), c)
     close(base.manifold.project(z), z, text="sample is not on the manifold")
@@ -50,7 +54,7 @@ def check_base(make: Callable[[], Base], *, condition: Callable[[int], Condition
     check_seeding(lambda g: base.sample(() if condition else 4, one(4), generator=g), "sample")
     check_expectations(base.manifold, z, lambda p: base.log_prob(p, one(len(p))), "log_prob")
 
-    few, c = z[:8].clone(), one(8)
+    few, c = z[:8].detach(), one(8)
     check_gradients(base, lambda: base.log_prob(few, c).square().sum(), "log_prob")
     check_transforms(lambda p, k: base.log_prob(p, k), few, c, "log_prob")
     single = make().float()

@@ -28,6 +28,7 @@ def check_codec(make: Callable[[], Codec], points: Callable[[int], Tensor], *, c
         AssertionError: If a promise is broken.
 
     Example:
+        >>> from torch import nn
         >>> from fluvial.codecs import FreeForm
         >>> check_codec(lambda: FreeForm(nn.Linear(3, 2), nn.Linear(2, 3)), lambda n: torch.randn(n, 3, dtype=torch.float64))
     """

@@ -108,7 +108,7 @@ def check_module(make: Callable[[], nn.Module]) -> None:
     assert repr(module), "repr is empty"
     twin = copy.deepcopy(module)
     for (key, a), b in zip(module.state_dict().items(), twin.state_dict().values()):
-        assert torch.equal(a, b), f"a deep copy differs in {key}"
+        assert torch.allclose(a, b, rtol=0, atol=0, equal_nan=True), f"a deep copy differs in {key}"
     try:
         verified(module)
     except ValueError as error:

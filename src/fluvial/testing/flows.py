@@ -39,7 +39,7 @@ def check_flow(make: Callable[[], Flow], *, condition: Callable[[int], Condition
     close(flow.manifold.project(x), x, text="sample is not on the manifold")
     close(flow.log_prob(x, c, at="preimage"), log_p, rtol=1e-5, atol=1e-6, text="log_prob(at='preimage') of samples is not their log_prob")
     value = flow.log_prob(x, c)
-    rows = torch.stack([torch.stack([flow.log_prob(x[i, j], transform(c, lambda leaf: leaf[j])) for j in range(n)]) for i in range(3)])
+    rows = torch.stack([torch.stack([flow.log_prob(x[i, j], _row(c, j)) for j in range(n)]) for i in range(3)])
     close(value, rows, text="log_prob of a batch is not that of its rows")
     assert not value.requires_grad, "log_prob keeps a graph in eval mode though no gradient is asked"
     given = x[0].clone().requires_grad_()
@@ -55,6 +55,10 @@ def check_flow(make: Callable[[], Flow], *, condition: Callable[[int], Condition
     close(twin.log_prob(x, c), value, rtol=0, atol=0, text="a deep copy has another log_prob")
     check_module(make)
     check_file(flow, x, c)
+
+
+def _row(c: Condition, k: int) -> Condition:
+    return transform(c, lambda leaf: leaf[k])
 
 
 def check_second_derivatives(flow: Flow, x: Tensor, c: Condition, *, step: float = 1e-5) -> None:

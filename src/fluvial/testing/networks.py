@@ -50,7 +50,8 @@ def check_network(
     check_gradients(net, lambda: net(x, c).square().sum(), "forward")
     check_transforms(net, x, c, "forward")
     check_condition_gradient(net, x, c, "forward")
-    if getattr(net, "context", 0):
+    context = getattr(net, "context", 0)
+    if context:
         assert refuses(lambda: net(x)), "a network with a context accepts a call without a condition"
-        assert refuses(lambda: net(x, torch.zeros(5, net.context + 1, dtype=x.dtype))), "a condition of the wrong length is accepted"
+        assert refuses(lambda: net(x, torch.zeros(5, context + 1, dtype=x.dtype))), "a condition of the wrong length is accepted"
     check_module(make)

@@ -12,6 +12,7 @@ from fluvial.training.states import generator
 
 if TYPE_CHECKING:
     from fluvial.data import Dataset
+    from fluvial.training.joint_rows import JointRows
 
 # An iterable with a length is not fetched from in advance, which would draw random numbers before their time.
 ENDLESS = 2**40
@@ -31,7 +32,7 @@ class Batches:
         noise: Source of the noise and dequantisation that the data specification asks for.
     """
 
-    def __init__(self, data: "Dataset | None", batch_size: int, *, seed: int, device: torch.device, noise: torch.Generator) -> None:
+    def __init__(self, data: "Dataset | JointRows | None", batch_size: int, *, seed: int, device: torch.device, noise: torch.Generator) -> None:
         self.data = data
         self.batch_size = batch_size if data is None else min(batch_size, len(data))
         self.steps_per_epoch = 0 if data is None else len(data) // self.batch_size
@@ -72,10 +73,10 @@ class Batches:
         self._order.set_state(state["order"])
 
 
-def rows(data: "Dataset", index: Tensor, noise: torch.Generator) -> Batch:
+def rows(data: "Dataset | JointRows", index: Tensor, noise: torch.Generator) -> Batch:
     """Rows of a data set, noise and dequantisation of its description applied."""
     clean: Any = transform(data.x, lambda leaf: leaf.index_select(0, index))
-    x = data.spec.perturb(clean, noise)
+    x = clean if data.spec is None else data.spec.perturb(clean, noise)
     return Batch(
         x=x,
         c=transform(data.c, lambda leaf: leaf.index_select(0, index)),

@@ -16,6 +16,7 @@ from fluvial.training.history import Row, append_row, rewrite_rows
 
 if TYPE_CHECKING:
     from fluvial.data import Dataset
+    from fluvial.training.joint_rows import JointRows
 
 FORMAT = 1
 HASHED_ROWS = 1000
@@ -88,7 +89,7 @@ class Folder:
 
 
 def fingerprint(
-    flow: nn.Module, objective: Objective, train: "Dataset | None", held_out: "Dataset | None", settings: dict[str, Any]
+    flow: nn.Module, objective: Objective, train: "Dataset | JointRows | None", held_out: "Dataset | JointRows | None", settings: dict[str, Any]
 ) -> dict[str, Any]:
     """What must be the same for training to continue as if it had never stopped."""
     return {
@@ -118,7 +119,7 @@ def compare(then: dict[str, Any], now: dict[str, Any], path: Path) -> None:
         warnings.warn(f"fit: resuming with another budget ({changes}): the learning rate follows the new one from here on", stacklevel=4)
 
 
-def _digest(data: "Dataset | None") -> str | None:
+def _digest(data: "Dataset | JointRows | None") -> str | None:
     """Shapes, and a hash of the first rows."""
     if data is None:
         return None
@@ -129,7 +130,7 @@ def _digest(data: "Dataset | None") -> str | None:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor[:HASHED_ROWS].contiguous().cpu().numpy().tobytes())
-    return f"{len(data)} of shape {tuple(data.spec.event_shape)}, {digest.hexdigest()[:16]}"
+    return f"{len(data)} rows with hash {digest.hexdigest()[:16]}"
 
 
 def _configuration(module: nn.Module) -> str:

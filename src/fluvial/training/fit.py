@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fluvial.config import writable
-from fluvial.data import Dataset
 from fluvial.objectives.objective import Objective
 from fluvial.training.batches import Batches
 from fluvial.training.checkpoint import Folder, compare, fingerprint
@@ -21,7 +20,7 @@ from fluvial.training.interruption import Interruption
 from fluvial.training.loop import Loop
 from fluvial.training.schedule import Budget, Schedule
 from fluvial.training.settings import Precision, Settings, training_device
-from fluvial.training.splits import fit_codec, make_validation, split_data
+from fluvial.training.splits import Rows, fit_codec, make_validation, split_data
 from fluvial.training.states import generator, seeded
 
 
@@ -62,7 +61,7 @@ def fit(
     Args:
         flow: A `Flow` or `Joint`; it returns to the device it came from.
         data: An array or tensor of shape (n, \*event), a tuple (x, c) or (x, c, weight), a DataFrame, the path of a file, or a `Dataset`;
-            None for objectives that need none.
+            None for objectives that need none. For a `Joint`: a dict of arrays by factor, (dict, c) or (dict, c, weight).
         objective: What to minimise; default ``natural_objective(flow)``: `MaximumLikelihood` for bijections, `FreeFormLikelihood` for
             free-form pairs.
         validation: Share of the rows set aside, 0 … 1 exclusive, or the held-out data themselves. A data set with an official split keeps it.
@@ -150,8 +149,8 @@ def fit(
 def _prepare(
     flow: nn.Module,
     objective: Objective,
-    train: Dataset | None,
-    held_out: Dataset | None,
+    train: Rows | None,
+    held_out: Rows | None,
     settings: Settings,
     directory: str | Path | None,
     device: torch.device,
@@ -180,7 +179,7 @@ def _prepare(
         if saved is None:
             fit_codec(flow, train, settings.seed)
         flow.spec = train.spec  # pyright: ignore[reportAttributeAccessIssue]
-    objective.prepare(flow, train)
+    objective.prepare(flow, train)  # pyright: ignore[reportArgumentType]
     noise = generator(settings.seed, "noise", device)
     batches = Batches(train, settings.batch_size, seed=settings.seed, device=device, noise=noise)
     loop = Loop(

@@ -80,6 +80,7 @@ class Loop:
         self._good: dict[str, Any] = {}
         self._good_step = 0
         self._scale = self._factor = 1.0
+        self._loss = math.nan
         self._adapted: dict[str, float] = {}
         self._figures: dict[str, float] = {}
         self._last = Validated()
@@ -139,6 +140,7 @@ class Loop:
         finished = self.stopped is not None and not self.stopped.startswith(("interrupted", "non-finite"))
         if finished and self._last.step != self.progress.step and self.disk_error is None:
             self._validate()
+        self._show()
         if self.folder is not None and self.disk_error is None:
             self._save()
 
@@ -206,10 +208,16 @@ class Loop:
             self.stopped = "interrupted" if self.interruption.requested else self.budget.used_up(step, self.seconds)
         if self.stopped is None and self.folder is not None and self.seconds - self._checkpointed >= self.settings.checkpoint_every:
             self._save()
+        if self.stopped is None and step % READ_EVERY == 0:
+            self._show()
+
+    def _show(self) -> None:
+        best = None if self.best is None else self.best["row"]
+        self.display.update(self.progress.step, self.progress.fraction, self._loss, self._figures, best)
 
     def _read(self) -> None:
         bad = self.guard.read()
-        self.display.update(self.progress.step, self.progress.fraction, self.guard.means().get("loss", math.nan), self._figures, self._best_row)
+        self._loss = self.guard.means().get("loss", math.nan)
         reason = self.guard.verdict()
         if reason is not None:
             self._roll_back(reason)
@@ -228,9 +236,9 @@ class Loop:
             optimizer.adam.load_state_dict(clone(state))
         if self.guard.rollbacks >= ROLLBACKS:
             likely = (
-                "the very first steps failed already: look at flow.log_prob of a few rows, and at the scale of the data"
-                if self._good_step == 0
-                else "the likely cause is too high a learning rate; lower it or clip, or use precision='64' where numbers overflow"
+                "not one step was finite: look at flow.log_prob of a few rows, and at the scale of the data"
+                if self.guard.skipped == self.progress.step
+                else f"the likely cause is a learning rate of {self.settings.learning_rate:g}, try a tenth; else precision='64' or a smaller clip"
             )
             self.stopped = f"non-finite: {what}, although the learning rate was halved {self.guard.rollbacks} times; {likely}"
             return
@@ -239,10 +247,6 @@ class Loop:
         self.display.note(f"fit: {what}; back to the weights of step {self._good_step}, learning rate halved")
 
     # --------------------------------------------------------------------------------------------------------------- validation
-
-    @property
-    def _best_row(self) -> dict[str, Any] | None:
-        return None if self.best is None else self.best["row"]
 
     def _validate(self) -> None:
         began = self.seconds
@@ -301,8 +305,8 @@ class Loop:
             self.stopped = "disk"
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, on the processor."""
-        state = {
+        """Everything that the next step depends on, to be written at once: nothing is copied."""
+        return {
             "fingerprint": self.fingerprint,
             "step": self.progress.step,
             "fraction": self.progress.fraction,
@@ -310,7 +314,8 @@ class Loop:
             "seconds": self.seconds,
             "stopped": self.stopped,
             "rows": self.rows,
-            **capture(self.flow, self.objective),
+            "flow": dict(self.flow.state_dict()),
+            "objective": dict(self.objective.state_dict()),
             "optimizers": [optimizer.adam.state_dict() for optimizer in self.optimizers],
             "best": self.best,
             "good": self._good,
@@ -326,7 +331,6 @@ class Loop:
             "generator": [self._device.type, self._generator.get_state()],
             "random": random_state(self._device),
         }
-        return clone(state, torch.device("cpu"))
 
     def _adopt(self, state: dict[str, Any]) -> None:
         restore(state, self.flow, self.objective)

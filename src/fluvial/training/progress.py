@@ -10,6 +10,7 @@ from fluvial.metrics.estimate import Estimate
 INTERVAL = 0.5
 QUIET_STEPS = 10
 FIGURES = 4
+FIRST = ("nll", "reconstruction")
 
 
 class Display(Protocol):
@@ -48,14 +49,14 @@ class Bar:
         # Comes with Lightning, and is not worth loading before it.
         from tqdm.std import tqdm
 
-        layout = "{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {desc}"
+        layout = "{percentage:3.0f}%|{bar:12}| {elapsed}<{remaining} {desc}"
         self._bar = tqdm(total=1.0, initial=fraction, bar_format=layout, file=sys.stderr, dynamic_ncols=True)
         self._next = 0.0
 
     def update(self, step: int, fraction: float, loss: float, figures: dict[str, float], best: dict[str, Any] | None) -> None:
         """Rewrite the line, if the last time is half a second ago."""
         now = time.perf_counter()
-        if now < self._next:
+        if now < self._next and fraction < 1:
             return
         self._next = now + INTERVAL
         self._bar.n = fraction
@@ -102,12 +103,13 @@ def line(step: int, loss: float, figures: dict[str, float], best: dict[str, Any]
     """Step, training loss, the latest validation figures with their errors, and the best monitor so far.
 
     Example:
-        >>> line(200, 1.5, {"nll": 0.91234, "nll_error": 0.0123, "monitor": 0.91}, {"monitor": 0.8, "step": 100})
-        'step 200 · loss 1.5 · nll 0.912 ± 0.012 · best 0.8 at step 100'
+        >>> line(200, 1.5, {"nll": 0.91234, "nll_error": 0.0123, "gap": 0.01, "monitor": 0.91}, {"monitor": 0.8, "step": 100})
+        'step 200 · loss 1.5 · best 0.8 at 100 · nll 0.912 ± 0.012 · gap 0.01'
     """
     parts = [f"step {step}", f"loss {loss:.4g}"]
-    shown = [name for name in figures if name != "monitor" and not name.endswith(("_error", "_bad_rows"))]
-    parts += [f"{name} {Estimate(figures[name], figures.get(f'{name}_error', math.nan))}" for name in shown[:FIGURES]]
     if best is not None:
-        parts.append(f"best {best['monitor']:.4g} at step {best['step']}")
+        parts.append(f"best {best['monitor']:.4g} at {best['step']}")
+    shown = [name for name in figures if name != "monitor" and not name.endswith(("_error", "_bad_rows"))]
+    shown.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    parts += [f"{name} {Estimate(figures[name], figures.get(f'{name}_error', math.nan))}" for name in shown[:FIGURES]]
     return " · ".join(parts)

@@ -8,8 +8,10 @@ from torch import nn
 from fluvial.codecs import fit_codec_
 from fluvial.data import Dataset, as_dataset
 from fluvial.data.problems import check_finite, check_on_manifold, check_weight
+from fluvial.joint import Joint
 from fluvial.manifolds import Euclidean
 from fluvial.training.batches import Batches, rows
+from fluvial.training.joint_rows import JointRows
 from fluvial.training.settings import Settings
 from fluvial.training.states import generator
 from fluvial.training.validation import Validation
@@ -19,7 +21,10 @@ CHUNK_BATCHES = 4
 LEAST_CHUNK = 1024
 
 
-def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[Dataset | None, Dataset | None]:
+Rows = Dataset | JointRows
+
+
+def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[Rows | None, Rows | None]:
     """Training and held-out rows, or (None, None) without data.
 
     Raises:
@@ -27,6 +32,11 @@ def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[
     """
     if data is None:
         return None, None
+    if isinstance(flow, Joint):
+        joint = JointRows.of(flow, data)
+        if isinstance(validation, bool | int | float):
+            return joint.cut(_share(validation), seed)
+        return joint, JointRows.of(flow, validation)
     whole = _on_manifold(flow, as_dataset(data), "data")
     whole.check()
     if isinstance(validation, bool | int | float):
@@ -40,16 +50,17 @@ def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[
 
 
 def _cut(whole: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    if whole.official is not None:
-        splits = whole.split()
-    elif isinstance(share, bool) or not 0 < share < 1:
-        raise ValueError(f"fit: validation must be a share of the rows between 0 and 1, or held-out data, got {share!r}")
-    else:
-        splits = whole.split((1 - share, share, 0.0), seed=seed)
+    splits = whole.split() if whole.official is not None else whole.split((1 - _share(share), share, 0.0), seed=seed)
     for name, part in (("train", splits.train), ("validate", splits.validation)):
         if len(part) == 0:
             raise ValueError(f"fit: no row of {len(whole)} is left to {name} on; give more data, or held-out data as validation=")
     return splits.train, splits.validation
+
+
+def _share(share: float) -> float:
+    if isinstance(share, bool) or not 0 < share < 1:
+        raise ValueError(f"fit: validation must be a share of the rows between 0 and 1, or held-out data, got {share!r}")
+    return share
 
 
 def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
@@ -73,14 +84,17 @@ def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
     return data
 
 
-def fit_codec(flow: nn.Module, train: Dataset, seed: int) -> None:
+def fit_codec(flow: nn.Module, train: Rows, seed: int) -> None:
     """Let codecs that want to see data see the training rows, with the noise that training adds."""
+    if isinstance(train, JointRows):
+        train.fit_codecs(flow)  # pyright: ignore[reportArgumentType]
+        return
     codec = getattr(flow, "codec", None)
     if codec is not None:
         fit_codec_(codec, train.spec.perturb(train.x, generator(seed, "codec", train.x.device)), train.c, train.weight)
 
 
-def make_validation(held_out: Dataset | None, batches: Batches, settings: Settings, device: torch.device) -> Validation:
+def make_validation(held_out: Rows | None, batches: Batches, settings: Settings, device: torch.device) -> Validation:
     """The rows that are validated on, drawn once, with the noise of training drawn once; without data, the empty batch of training."""
     if held_out is None:
         batch, chunk = batches.next(), batches.batch_size

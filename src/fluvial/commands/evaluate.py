@@ -1,0 +1,165 @@
+"""fluvial evaluate: the test figures of one run, or of several seeds."""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fluvial.commands.arguments import add_device, add_run, command
+from fluvial.recipes import NOT_PUBLISHED, published
+from fluvial.runs import Run
+
+# Figure, what it is, and whose figure of the same name stands beside it.
+ROWS = (
+    ("nll", "test NLL{decoder}, nats", ("truth", "uniform", "kernel_density")),
+    ("nll_encoder", "test NLL (encoder), nats", ()),
+    ("gap_signed", "encoder − decoder, nats", ()),
+    ("reconstruction_mean", "reconstruction, mean distance", ("pca",)),
+    ("reconstruction", "reconstruction, root mean square", ("pca",)),
+    ("c2st", "C2ST accuracy of samples", ("pca",)),
+    ("c2st_auc", "C2ST area under the curve", ("pca",)),
+    ("normalisation", "integral of the density", ()),
+)
+EXCESS = "  above the true density"
+REFERENCES = {"truth": "true density", "uniform": "uniform", "kernel_density": "kernel density", "pca": "PCA + Gaussian"}
+IDEAL = {"c2st": "0.5: cannot be told from data", "c2st_auc": "0.5", "normalisation": "1"}
+SAME = ("data", "split", "flow", "objective")
+
+
+def add(parsers: Any) -> None:
+    """Declare the command."""
+    parser = command(
+        parsers,
+        "evaluate",
+        summary="test figures with errors, beside baselines and published figures",
+        description="""\
+Compute the figures of a run on the test rows, which training never saw: negative log-likelihood of the decoder (the density that
+sample draws from) and of the encoder, reconstruction error, a classifier two-sample test (C2ST) of samples, the integral of the
+density in low dimension; beside them the uniform density, a kernel density estimate on the same split, the true density of toys, and
+PCA of the same dimension for bottlenecks. Errors (±) are one standard error over the test rows.
+
+Writes metrics.json into the run folder. With several runs of one recipe (other fit.seed) it also gives mean ± standard deviation.""",
+        examples="  fluvial evaluate airports-quick\n  fluvial evaluate runs/moons/1 runs/moons/2 runs/moons/3 --json",
+    )
+    add_run(parser, several=True)
+    parser.add_argument("--seed", type=int, default=0, help="of samples, classifiers and dequantisation; default 0")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate."""
+    from fluvial.commands.figures import figures
+    from fluvial.training.settings import training_device
+
+    runs = [Run.find(name) for name in arguments.runs]
+    _check_comparable(runs)
+    device = training_device(arguments.device, "32")
+    found = []
+    for place in runs:
+        entries = figures(place, seed=arguments.seed, device=device)
+        place.write("metrics.json", entries)
+        found.append(entries)
+        if not arguments.json:
+            print(f"{place.path}\n{table(entries)}\n", flush=True)
+    together = summary(found) if len(found) > 1 else {}
+    if arguments.json:
+        whole = {"runs": {str(place.path): entries for place, entries in zip(runs, found)}, "together": together} if together else found[0]
+        print(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
+    elif together:
+        print(_table_together(found, together))
+    return 0
+
+
+def table(entries: dict[str, Any]) -> str:
+    """The figures of one run as text."""
+    data, rows, references = entries["data"], entries["data"]["rows"], entries["references"]
+    lines = [
+        f"{entries['recipe']}: {entries['title']}",
+        f"{data['name'] or 'data'}{', synthetic' if data['synthetic'] else ''} on {data['manifold']}: {rows['test']} test rows "
+        f"({rows['train']} training, {rows['validation']} validation) · split seed {data['split_seed']} · fit seed {entries['fit_seed']}",
+    ]
+    cells = []
+    for name, label, beside in ROWS:
+        if name not in entries["figures"]:
+            continue
+        notes = [f"{REFERENCES[of]} {_text(references[of][name])}" for of in beside if name in references.get(of, {})]
+        notes += [f"ideal {IDEAL[name]}"] if name in IDEAL else []
+        cells.append((_label(label, entries), _text(entries["figures"][name]), " · ".join(notes)))
+        if name == "nll" and "truth" in references:
+            truth = references["truth"]
+            entropy = f"; its entropy is {truth['entropy']['value']:.5g}" if "entropy" in truth else ""
+            cells.append((EXCESS, _text(truth["excess"]), f"row by row{entropy}"))
+    first, second = (max(len(cell[k]) for cell in cells) for k in (0, 1))
+    lines += [f"  {label:<{first}}  {value:<{second}}  {note}".rstrip() for label, value, note in cells]
+    lines += [f"  {name}: {entry['note']}" for name, entry in entries["figures"].items() if entry.get("bad_rows")]
+    if entries["is_bottleneck"]:
+        lines.append(f"  The density is that on the image of the decoder, of dimension {entries['dim']}: comparable only with the same dimension.")
+    lines.append(f"  published: {'; '.join(map(published, entries['published'])) or NOT_PUBLISHED}")
+    lines += [f"  note: {entries['note']}"] if entries["note"] else []
+    return "\n".join(lines)
+
+
+def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over runs of every figure that all of them have, the excess over the true NLL among them.
+
+    Example:
+        >>> runs = [{"figures": {"nll": {"value": value}}, "references": {}} for value in (1.0, 2.0, 3.0)]
+        >>> summary(runs)["nll"]
+        {'mean': 2.0, 'standard_deviation': 1.0, 'runs': 3}
+    """
+    sections = [entries["figures"] | {"excess": entries["references"].get("truth", {}).get("excess", {"value": None})} for entries in found]
+    means = {}
+    for name in sections[0]:
+        values = [section[name]["value"] for section in sections if name in section]
+        if len(values) == len(sections) and None not in values:
+            means[name] = {"mean": statistics.fmean(values), "standard_deviation": statistics.stdev(values), "runs": len(values)}
+    return means
+
+
+def _table_together(found: Sequence[dict[str, Any]], together: dict[str, Any]) -> str:
+    seeds = ", ".join(str(entries["fit_seed"]) for entries in found)
+    lines = [f"{found[0]['recipe']}: mean ± standard deviation over {len(found)} runs, fit seeds {seeds}"]
+    rows = [(name, _label(label, found[0])) for name, label, _ in ROWS]
+    rows.insert(1, ("excess", EXCESS))
+    width = max(len(label) for _, label in rows)
+    for name, label in rows:
+        if name in together:
+            lines.append(f"  {label:<{width}}  {_number(together[name]['mean'], together[name]['standard_deviation'])}")
+    return "\n".join(lines)
+
+
+def _check_comparable(runs: Sequence[Run]) -> None:
+    """Runs that are averaged differ in how they were trained at most.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if len({place.path.resolve() for place in runs}) < len(runs):
+        raise ValueError("evaluate: a run is given twice")
+    recipes = [place.recipe() for place in runs] if len(runs) > 1 else []
+    for place, recipe in zip(runs, recipes):
+        for section in SAME:
+            if recipe.section(section) != recipes[0].section(section):
+                raise ValueError(
+                    f"evaluate: {place.path} has another {section} than {runs[0].path}, so there is no mean of the two; evaluate them one by one"
+                )
+
+
+def _label(label: str, entries: dict[str, Any]) -> str:
+    return label.format(decoder="" if entries["is_bijective"] else " (decoder)")
+
+
+def _text(entry: dict[str, Any]) -> str:
+    value, error = entry["value"], entry.get("standard_error")
+    return "not finite" if value is None else _number(value, math.nan if error is None else error)
+
+
+def _number(value: float, error: float) -> str:
+    from fluvial.metrics.estimate import Estimate
+
+    # An error far below the digits anyone reads only lengthens the line.
+    return f"{value:.5g}" if error < 1e-5 * abs(value) else str(Estimate(value, error))
