@@ -77,7 +77,7 @@ def test_split_is_a_seeded_partition():
     parts = ds.split()
     assert [len(part) for part in parts] == [80, 10, 10]
     assert sorted(torch.cat([part.x for part in parts]).flatten().tolist()) == list(range(100))
-    order = np.random.default_rng(0).permutation(100)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     assert parts.train.x.flatten().tolist() == order[:80].tolist()
     assert parts.test.x.flatten().tolist() == parts.test.weight.tolist() == order[90:].tolist()
     assert ds.split(seed=1).train.x.tolist() != parts.train.x.tolist()

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from fluvial.bases import Normal, UniformOn
+from fluvial.bases import Categorical, Normal, UniformOn
 from fluvial.codecs import FreeForm, Standardize
+from fluvial.data import as_dataset
 from fluvial.flow import Flow
+from fluvial.joint import Joint
 from fluvial.manifolds import Sphere
 from fluvial.metrics import (
     Estimate,
@@ -126,6 +128,14 @@ def test_reconstruction_and_gap_of_linear_maps():
     assert gap.absolute.value == pytest.approx(2 * math.log(2), abs=1e-5)
 
 
+def test_nll_of_a_joint():
+    joint = Joint({"n": Categorical(2), "x": Flow(Standardize(3), Normal(3))}, present={"x": {"n": [1]}})
+    x = joint.sample(400, generator=generator())
+    counts = x["n"].bincount() / 400
+    expected = math.log(2) + float(counts[1]) * (x["x"][x["n"] == 1].square().sum(1).mean() + 3 * math.log(2 * math.pi)) / 2
+    assert nll(joint, x).value == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_metrics_leave_mode_and_gradients_alone():
     flow = linear_flow(torch.eye(2), torch.eye(2))
     flow.codec.encoder.eval()
@@ -143,8 +153,7 @@ def test_conditions_need_one_entry_per_row():
 
 
 def test_figures_of_a_data_set():
-    data = pytest.importorskip("fluvial.data")
-    found = figures(linear_flow(2 * torch.eye(2), torch.eye(2) / 2), data.as_dataset(2 * gaussian(300, 2)))
+    found = figures(linear_flow(2 * torch.eye(2), torch.eye(2) / 2), as_dataset(2 * gaussian(300, 2)))
     assert list(found) == ["nll", "nll_encoder", "gap", "reconstruction", "n"]
     assert found["n"].value == 300
     assert found["gap"].value == pytest.approx(0, abs=1e-5)

@@ -3,9 +3,8 @@
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,30 +15,13 @@ from fluvial.data.problems import check_finite, check_on_manifold
 from fluvial.flow import Flow
 from fluvial.manifolds import Euclidean, HasUniform
 from fluvial.metrics.c2st import c2st
-from fluvial.metrics.estimate import Estimate, finite_or_none, mean_estimate
+from fluvial.metrics.estimate import Estimate, mean_estimate
 from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
 from fluvial.metrics.likelihood import evaluating, float_of, gap_of, log_prob, placed, reconstruction, rms_estimate
 from fluvial.metrics.pca_gaussian import pca_gaussian
 from fluvial.metrics.quadrature import normalisation
+from fluvial.metrics.report import Report, Row, Threshold, Verdict
 from fluvial.volume import decoder_jacobian, rows_per_chunk
-
-Verdict = Literal["good", "doubtful", "bad", "not applicable"]
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Up to ``good`` a figure is good, above ``bad`` it is bad, between them doubtful."""
-
-    good: float
-    bad: float
-    reason: str
-
-    def verdict(self, value: float, slack: float = 0.0) -> Verdict:
-        """The word for a value, of which `slack` may be chance."""
-        if not math.isfinite(value):
-            return "bad"
-        return "good" if value - slack <= self.good else "bad" if value - slack > self.bad else "doubtful"
-
 
 THRESHOLDS = {
     "NLL": Threshold(0.02, 0.2, "nats per dimension above the plainest model: a flow that does not beat it has learned nothing of the shape"),
@@ -59,82 +41,6 @@ THRESHOLDS = {
 CHANCE = 0.01  # of a latent marginal being called different although it is not, over all coordinates
 JACOBIAN_ROWS = 256
 CLASSIFIER_ENTRIES = 1_280_000  # rows × columns of each set: keeps a two-sample test within about 20 seconds
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a report.
-
-    Attributes:
-        name: What was looked at.
-        value: The figure; None where it does not exist.
-        error: Its standard error; None where it is not known.
-        verdict: "good", "doubtful", "bad" or "not applicable".
-        meaning: What the figure is.
-        advice: What to do where it is not good.
-        detail: Further figures and what they are compared with.
-    """
-
-    name: str
-    value: float | None
-    error: float | None
-    verdict: Verdict
-    meaning: str
-    advice: str
-    detail: str = ""
-
-    @property
-    def text(self) -> str:
-        """Value and error as text."""
-        if self.value is None:
-            return "–"
-        return f"{self.value:.4g}" if self.error is None else str(Estimate(self.value, self.error))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        entries = asdict(self)
-        for key in ("value", "error"):
-            entries[key] = None if entries[key] is None else finite_or_none(entries[key])
-        return entries
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `check` found.
-
-    Attributes:
-        rows: One `Row` for every question.
-        title: Which flow, and on how many rows.
-    """
-
-    rows: tuple[Row, ...]
-    title: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is bad. Look at what is doubtful all the same."""
-        return all(row.verdict != "bad" for row in self.rows)
-
-    def __getitem__(self, name: str) -> Row:
-        """The row of that name."""
-        found = [row for row in self.rows if row.name == name]
-        if not found:
-            raise KeyError(f"{name!r}; this report has {[row.name for row in self.rows]}")
-        return found[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"title": self.title, "ok": self.ok, "rows": [row.to_dict() for row in self.rows]}
-
-    def __str__(self) -> str:
-        names, values = (max(len(text) for text in column) for column in zip(*((row.name, row.text) for row in self.rows)))
-        table = [f"  {row.name:<{names}}  {row.text:>{values}}  {row.verdict:<14}  {row.meaning}" for row in self.rows]
-        notes = []
-        for row in self.rows:
-            if row.verdict in ("doubtful", "bad"):
-                notes.append(f"  {row.name} ({row.verdict}{'; ' + row.detail if row.detail else ''}): {row.advice}")
-        closing = ["What to do"] + notes if notes else ["Nothing here speaks against it."]
-        return "\n".join([self.title, *table, *closing])
 
 
 def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Report:
@@ -173,8 +79,8 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
     if len(dataset) > samples:
         dataset = dataset[torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(dataset.x.device)]
     with evaluating(flow):
-        facts = _Facts(flow, *placed(flow, dataset, seed=seed), samples, seed)
-        facts.truth = dataset.truth if dataset.c is None and dataset.spec.dequantize is None else None
+        truth = dataset.truth if dataset.c is None and dataset.spec.dequantize is None else None
+        facts = _Facts(flow, *placed(flow, dataset, seed=seed), truth, samples, seed)
         rows = [row for section in SECTIONS for row in section(facts)]
     kind = "a bijection" if flow.is_bijective else "free-form with a bottleneck" if flow.is_bottleneck else "free-form"
     return Report(
@@ -185,10 +91,8 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
 class _Facts:
     """What several rows of the report need, computed once, under no_grad and in evaluation mode."""
 
-    truth: Any = None
-
-    def __init__(self, flow: Flow, x: Tensor, c: Condition, weight: Tensor | None, samples: int, seed: int) -> None:
-        self.flow, self.x, self.c, self.weight, self.seed = flow, x, c, weight, seed
+    def __init__(self, flow: Flow, x: Tensor, c: Condition, weight: Tensor | None, truth: Any, samples: int, seed: int) -> None:
+        self.flow, self.x, self.c, self.weight, self.truth, self.seed = flow, x, c, weight, truth, seed
         generator = torch.Generator(float_of(flow).device).manual_seed(seed)
         # With conditions, one draw for each row of data; without, as many as asked for.
         self.drawn = len(x) if c is not None else samples
@@ -241,18 +145,12 @@ def _likelihood(facts: _Facts) -> list[Row]:
     if found.bad_rows:
         nll = _row("NLL", found, "doubtful", meaning, "see the rows without density")
     elif facts.truth is not None and not flow.is_bottleneck:
-        truth = facts.truth.log_prob(facts.x)
-        above = mean_estimate(truth - facts.log_prob, facts.weight)
+        true = facts.truth.log_prob(facts.x)
+        above = mean_estimate(true - facts.log_prob, facts.weight)
         verdict = THRESHOLDS["NLL against the truth"].verdict(above.value / flow.manifold.dim, 2 * above.standard_error / flow.manifold.dim)
-        cure = "train longer or with a larger network: the true density gives these data more likelihood"
-        nll = _row(
-            "NLL",
-            found,
-            verdict,
-            meaning,
-            cure,
-            f"the true density gives {mean_estimate(-truth, facts.weight).value:.4g}; the flow lies {above} above it",
-        )
+        advice = "train longer or with a larger network: the true density gives these data more likelihood"
+        detail = f"the true density gives {mean_estimate(-true, facts.weight).value:.4g}; the flow lies {above} above it"
+        nll = _row("NLL", found, verdict, meaning, advice, detail)
     elif plain is None:
         nll = _row("NLL", found, "not applicable" if flow.is_bottleneck else "good", meaning, advice)
     else:

@@ -122,13 +122,14 @@ class Flow(nn.Module):
         if volume == "encoder" and at == "preimage":
             raise ValueError("log_prob: at='preimage' belongs to volume='decoder'; the encoder's volume is taken at x itself")
         batch, x, c = self._flatten(x, c, self.manifold, "x")
-        differentiable = torch.is_grad_enabled() and (self.training or x.requires_grad or any(leaf.requires_grad for leaf in leaves(c).values()))
+        differentiable = self._keeps_graph(x, *leaves(c).values())
         with torch.set_grad_enabled(differentiable):
             c = self._embed(c)
             if self.is_bijective:
                 z, ladj = self.codec.encode_ladj(x, c)  # pyright: ignore[reportCallIssue]
                 return (self.base.log_prob(z, as_rows(c)) + ladj).view(batch)
-            chunk = rows_per_chunk(self.codec, self.manifold, self.latent_manifold, self._encode(x[:1], _rows(c, slice(1))), c) if len(x) else 1
+            one = x.new_zeros(1, *self.latent_manifold.event_shape)
+            chunk = rows_per_chunk(self.codec, self.manifold, self.latent_manifold, one, c) if len(x) else 1
             unsolved: list[int] = []
             pieces = [self._log_prob(x[k : k + chunk], _rows(c, slice(k, k + chunk)), volume, at, unsolved) for k in range(0, len(x), chunk)]
         if sum(unsolved):
@@ -160,7 +161,7 @@ class Flow(nn.Module):
             Samples of shape (\*n, \*batch(c), \*event) and log-densities of shape (\*n, \*batch(c)).
         """
         shape, c = self._expand(n, c)
-        differentiable = torch.is_grad_enabled() and (self.training or any(leaf.requires_grad for leaf in leaves(c).values()))
+        differentiable = self._keeps_graph(*leaves(c).values())
         with torch.set_grad_enabled(differentiable):
             c = self._embed(c)
             z = self._draw(shape, c, generator)
@@ -198,6 +199,11 @@ class Flow(nn.Module):
         return self.log_prob(x, c)
 
     # --------------------------------------------------------------------------------------------------- on flat, embedded rows
+
+    def _keeps_graph(self, *inputs: Tensor) -> bool:
+        """Whether somebody asks for a gradient: in training, of an input, or by a function transform."""
+        transformed = torch._C._functorch.maybe_current_level() is not None
+        return torch.is_grad_enabled() and (self.training or transformed or any(tensor.requires_grad for tensor in inputs))
 
     def _encode(self, x: Tensor, c: Condition) -> Tensor:
         return self.latent_manifold.project(self.codec.encode(x, c))

@@ -190,6 +190,8 @@ class Joint(nn.Module):
             return None
         given = leaves(c)
         seen = {}
+        # Labels and other integers enter a factor as numbers of its own kind.
+        dtype = next((t.dtype for t in (*self.factors[name].parameters(), *self.factors[name].buffers()) if t.is_floating_point()), None)
         for parent in self.parents[name]:
             if parent not in x and parent not in given:
                 raise ValueError(
@@ -197,5 +199,5 @@ class Joint(nn.Module):
                 )
             leaf = x[parent] if parent in x else given[parent]
             features = leaf.shape[len(batch) :] if parent in x else leaf.shape[-1:]
-            seen[parent] = leaf.to(torch.get_default_dtype()).expand(*batch, *features).reshape(-1, *(features or (1,)))
+            seen[parent] = leaf.to(dtype or torch.get_default_dtype()).expand(*batch, *features).reshape(-1, *(features or (1,)))
         return seen

@@ -265,7 +265,8 @@ def log_abs_det(jacobian: Tensor) -> Tensor:
     if rows == columns:
         return torch.linalg.slogdet(jacobian)[1]
     tall = jacobian if rows > columns else jacobian.transpose(-1, -2)
-    return torch.linalg.qr(tall, mode="r")[1].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    # Reduced, not mode="r", which has no derivative.
+    return torch.linalg.qr(tall)[1].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
 
 def rows_per_chunk(codec: Codec, space: Manifold, latent: Manifold, z: Tensor, c: Condition, *, memory: int = 64 * 2**20) -> int:

@@ -30,7 +30,7 @@ Placed = tuple[Tensor, Condition, Tensor | None]
 
 CLASSIFIER_NUMBERS = 640_000  # rows × columns of each set of a two-sample test
 KERNELS = 25_000
-BANDWIDTH_ROWS = 4_000
+BANDWIDTH_ROWS = 2_000
 KERNEL_DIM = 3
 
 

@@ -36,7 +36,7 @@ data, objective, fit, split. Every value can be changed from here, by its path i
   --fit.max_epochs 20   --fit.seed 1   --flow.init_args.width 128   --data.init_args.noise 0.01   --objective.init_args.beta 10
   (init_args may be left out: --flow.width 128)
 
---show prints all there are; --flow.help CLASS, --data.help CLASS and --objective.help CLASS explain the arguments of one class.
+--show prints all there are; python -m pydoc explains what is named there, for instance: python -m pydoc fluvial.flows.free_form
 
 Writes a run folder, runs/RECIPE/1, runs/RECIPE/2, … or the one given by -o:
   recipe.yaml        all that was run, with every default       history.jsonl      one line for each validation
@@ -182,9 +182,9 @@ def _announce(recipe: "Recipe", place: Run, flow: Any, splits: "Splits", device:
 def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
     from fluvial.metrics.estimate import Estimate
 
-    last = history.rows[-1] if history.rows else {}
-    steps = f" after {last['step']} steps" if last else ""
-    print(f"stopped by {history.stopped}{steps}, {last.get('seconds', math.nan):.0f} s of training")
+    last = history.rows[-1] if history.rows else None
+    course = "before the first validation" if last is None else f"after {last['step']} steps, {last['seconds']:.0f} s of training"
+    print(f"stopped by {history.stopped} {course}")
     best = history.best
     if best is not None and "nll" in best:
         figures = [f"best validation NLL {Estimate(best['nll'], best.get('nll_error', math.nan))} nats at step {best['step']}"]
@@ -194,5 +194,6 @@ def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
     print(f"in {place.path}: {', '.join(sorted(entry.name for entry in place.path.iterdir() if entry.name in FILES))}")
     if history.stopped == "interrupted":
         print(f"go on: fluvial fit {place.path} --resume")
-    print(f"next:  fluvial evaluate {place.path}\n       fluvial check {place.path}\n       fluvial report {place.path}")
-    print(f"       fluvial sample {place.path} -n 10_000 -o samples.parquet")
+    if (place.path / "model.safetensors").is_file():
+        print(f"next:  fluvial evaluate {place.path}\n       fluvial check {place.path}\n       fluvial report {place.path}")
+        print(f"       fluvial sample {place.path} -n 10_000 -o samples.parquet")

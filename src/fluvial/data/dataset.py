@@ -172,7 +172,7 @@ class Dataset:
 
         Args:
             fractions: Three shares that sum to 1. Default: the official split where the data set has one, else (0.8, 0.1, 0.1).
-            seed: Of the permutation, ``numpy.random.default_rng(seed).permutation(n)``; without effect on an official split.
+            seed: Of the permutation, ``torch.randperm(n)`` of a CPU generator; without effect on an official split.
 
         Returns:
             The three parts, each with its rows of x, c and weight. Rows are never shared.
@@ -189,7 +189,7 @@ class Dataset:
         first, second = int(shares[0] * len(self) + 1e-6), int((shares[0] + shares[1]) * len(self) + 1e-6)
         if first == 0:
             raise ValueError(f"split: {shares[0]} of {len(self)} rows leaves none to train on")
-        order = np.random.default_rng(seed).permutation(len(self))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return Splits(self[order[:first]], self[order[first:second]], self[order[second:]])
 
     def check(self) -> None:

@@ -118,8 +118,10 @@ def figures(flow: nn.Module, dataset: "Dataset") -> dict[str, Estimate]:
 
 def log_prob(flow: nn.Module, x: Any, c: Condition = None, *, volume: Volume = "decoder", at: At = "reconstruction") -> Tensor:
     """flow.log_prob in evaluation mode, without gradients and in chunks of rows, shape (n,)."""
+    # A Joint and other densities know only the defaults.
+    chosen = {} if (volume, at) == ("decoder", "reconstruction") else {"volume": volume, "at": at}
     with evaluating(flow):
-        return _by_rows(lambda rows, cond: flow.log_prob(rows, cond, volume=volume, at=at), x, c)  # pyright: ignore[reportCallIssue]
+        return _by_rows(lambda rows, cond: flow.log_prob(rows, cond, **chosen), x, c)  # pyright: ignore[reportCallIssue]
 
 
 def gap_of(encoder: Tensor, decoder: Tensor, weight: Tensor | None = None) -> Gap:

@@ -40,8 +40,9 @@ class FreeFormLikelihood(Objective):
     ``surrogate``. All terms are in the coordinates of the flow's free-form part (standardised where the flow standardises).
 
     With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
-    |mean log|det J_f J_g||, which for a full-dimensional flow is |NLL_encoder − NLL_decoder|, moves log β up where it exceeds its target
-    and slowly down where it is below; with a bottleneck β is also kept so large that the reconstruction stays on its plateau.
+    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds its tolerance and
+    slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at 5(D − d)/error, so large that the
+    reconstruction stays on its plateau.
 
     Args:
         beta: Weight of the squared reconstruction error, or "auto".
@@ -176,29 +177,30 @@ class FreeFormLikelihood(Objective):
 
     @torch.no_grad()
     def adapt(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Dual ascent on log β."""
+        """Move log β: by dual ascent on the gap, or with a bottleneck onto the plateau of the reconstruction."""
         flow = _free_form(flow)
         parts = flow.parts
         c = batch.c if flow.context is None or batch.c is None else flow.context(batch.c)
         h = parts.before.encode(batch.x, c) if parts.before is not None else batch.x
-        gap = weighted_mean(_log_det_cycle(parts, h, c), batch.weight)
+        if flow.is_bottleneck:
+            square = weighted_mean(self._square(parts.manifold, h, parts.decode(parts.encode(h, c), c)), batch.weight)
+            # At the weight (D − d)/(2 error) a relative gain in reconstruction counts as it does in the monitor's Gaussian likelihood;
+            # at ten times that the likelihood has no say in it any more.
+            plateau = 10 * 0.5 * (parts.manifold.dim - parts.latent_manifold.dim) / square.clamp_min(1e-12)
+            self.log_beta.lerp_(plateau.log().nan_to_num(nan=float(self.log_beta)).to(self.log_beta.dtype), 0.3)
+            return {"beta": self.log_beta.exp()}
+        per_row = _log_det_cycle(parts, h, c)
+        gap = weighted_mean(per_row, batch.weight)
         if not bool(torch.isfinite(gap)):
             return {"beta": self.log_beta.exp()}
-        # Averaged with its sign: what fluctuates about zero from one step to the next is no inconsistency.
+        # Averaged with its sign, since what fluctuates about zero from one step to the next is no inconsistency; and with its standard
+        # error on these few rows, since rows that disagree widely only seem to agree in the mean.
         self.gap.copy_(gap if bool(torch.isnan(self.gap)) else 0.7 * self.gap + 0.3 * gap)
-        target = 0.5 * self._tolerance(flow)
+        bound = self.gap.abs() + per_row.std() / math.sqrt(len(per_row))
         # Up fast, because an inconsistent pair learns nothing true; down slowly, to find the smallest β that holds.
-        move = torch.log(self.gap.abs().clamp_min(1e-12) / target).clamp(-1.0, 2.0)
-        self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move))
-        if flow.is_bottleneck:
-            x = parts.decode(parts.encode(h, c), c)
-            square = weighted_mean(self._square(parts.manifold, h, x), batch.weight)
-            # At the weight (D − d)/(2 error) a relative gain in reconstruction is worth as much as it is to a Gaussian likelihood
-            # (eq. of the monitor); ten times that leaves the likelihood no say in it: the plateau.
-            plateau = 10 * 0.5 * (parts.manifold.dim - parts.latent_manifold.dim) / square.clamp_min(1e-12)
-            self.log_beta.copy_(torch.maximum(self.log_beta, plateau.log().to(self.log_beta.dtype)))
-        self.log_beta.clamp_(math.log(1e-3), math.log(1e7))
-        return {"beta": self.log_beta.exp(), "gap": self.gap.abs()}
+        move = torch.log(bound.clamp_min(1e-12) / self._tolerance(flow)).clamp(-1.0, 2.0)
+        self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move)).clamp_(math.log(1e-3), math.log(1e7))
+        return {"beta": self.log_beta.exp(), "gap": self.gap.abs(), "gap_bound": bound}
 
     def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
         """One group: codec, base and context together."""

@@ -32,7 +32,21 @@ _HOMES = {
     "world_map": "globe",
 }
 
-__all__ = ["page", "write", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "circle",
+    "corner",
+    "curves",
+    "density",
+    "distances",
+    "images",
+    "latent",
+    "marginal",
+    "page",
+    "samples",
+    "scatter",
+    "world_map",
+    "write",
+]
 
 
 def write(run: str | Path, *, output: str | Path | None = None) -> Path:

@@ -43,6 +43,7 @@ def corner(
     """
     clouds = as_rows(data), as_rows(model)
     names = names if names is not None else [f"x{k}" for k in range(clouds[0].shape[1])]
+    names = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
     chosen = most_different(*clouds, most=most)
     clouds = tuple(cloud[:, chosen] for cloud in clouds)
     n = len(chosen)

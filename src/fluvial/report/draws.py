@@ -17,7 +17,7 @@ from fluvial.report.angular import circle
 from fluvial.report.globe import world_map
 from fluvial.report.histograms import marginal, most_different
 from fluvial.report.pictures import Frame, image_frame, images
-from fluvial.report.plane import density, points, scatter, window
+from fluvial.report.plane import Window, density, points, scatter, window
 from fluvial.report.settings import Setting
 from fluvial.report.theme import DATA, MODEL, as_rows, generator
 
@@ -55,7 +55,16 @@ def samples(flow: Flow, dataset: Any, *, c: Condition = None, seed: int = 0) -> 
 
 
 def sample_figures(
-    flow: Flow, x: Tensor, rows_c: Condition, weight: Tensor | None, setting: Setting, *, spec: "DataSpec", truth: Any = None, seed: int = 0
+    flow: Flow,
+    x: Tensor,
+    rows_c: Condition,
+    weight: Tensor | None,
+    setting: Setting,
+    *,
+    spec: "DataSpec",
+    truth: Any = None,
+    view: Window | None = None,
+    seed: int = 0,
 ) -> Figures:
     """What `samples` returns, for rows of data that are already on the flow's device."""
     rows = torch.as_tensor(setting.rows, device=x.device)
@@ -76,7 +85,7 @@ def sample_figures(
     if columns == 1:
         return {"Data and samples": marginal(data, drawn, name=names[0], weight=w)}
     if columns == 2 and isinstance(manifold, Euclidean):
-        return _planes(data, drawn, w, ask, true, names, x)
+        return _planes(data, drawn, w, ask, true, names, x, view)
     flat, pushed = principal(as_rows(data), as_rows(drawn))
     view = window(flat, pushed)
     labels = ("first principal direction", "second")
@@ -180,8 +189,9 @@ def _planes(
     truth: Callable[[Tensor], Tensor] | None,
     names: list[str],
     like: Tensor,
+    view: Window | None,
 ) -> Figures:
-    view = window(data, drawn)
+    view = window(data, drawn) if view is None else view
     found = {}
     top = None
     if ask is not None and truth is not None:

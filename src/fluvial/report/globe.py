@@ -29,6 +29,8 @@ def world_map(
 
     .. math:: X = \tfrac{2\sqrt2}{\pi}\,\lambda\cos\theta, \quad Y = \sqrt2\sin\theta, \qquad 2\theta + \sin 2\theta = \pi\sin\varphi
 
+    Log-densities are in nats, with respect to area on the unit sphere.
+
     Args:
         what: Points, unit vectors of shape (n, 3), drawn as markers; or a function of such points that returns their log-density
             (``flow.log_prob``), drawn as colours.
@@ -43,7 +45,7 @@ def world_map(
         >>> world_map(uniform).data[0].z.shape
         (100, 200)
     """
-    bar = 58 if callable(what) else 0  # pixels for the scale of colours
+    bar = 40 if callable(what) else 0  # pixels for the scale of colours
     figure = blank(width=620, height=320 + bar)
     figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8 + bar}, showlegend=False)
     figure.update_xaxes(visible=False, range=[-1.05 * WIDTH, 1.05 * WIDTH], constrain="domain")
@@ -120,7 +122,7 @@ def _colours(log_prob: Callable[[Tensor], Tensor], like: Tensor, limits: tuple[f
         zmin=low,
         zmax=high,
         colorscale=DENSITY_SCALE,
-        colorbar=colour_bar("log-density, nats (per unit area of the unit sphere)"),
+        colorbar=colour_bar(),
         hovertemplate="log-density %{z:.3g}<extra></extra>",
     )
 

@@ -10,9 +10,11 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from fluvial.report.blocks import Panel
 from fluvial.report.material import Material
 from fluvial.report.numbers_in_words import KNOWN, estimate_of, in_words
-from fluvial.report.sections import SECTIONS, Panel, published_rows
+from fluvial.report.sections import SECTIONS
+from fluvial.report.tables import beside, own_figures
 
 
 def render(material: Material) -> str:
@@ -43,18 +45,19 @@ def summary(material: Material) -> str:
     rows = f"{material.rows_in_all:,} {material.which}".replace(",", " ")
     named = f" of {data.name}{' (simulated)' if data.synthetic else ''}" if data.name else " of simulated data" if data.synthetic else ""
     shown = f" ({len(material.x):,} of them drawn here)".replace(",", " ") if len(material.x) < material.rows_in_all else ""
-    return f"{kind} on {where}, looked at on {rows}{named}{shown}."
+    figures = own_figures(material)
+    told = ((KNOWN["nll"][0], estimate_of(figures.get("nll")), " nats"), ("reconstruction error", estimate_of(figures.get("reconstruction")), ""))
+    words = ", ".join(f"{name} {in_words(found)}{unit}" for name, found, unit in told if found is not None)
+    return f"{kind} on {where}{': ' + words if words else ', looked at'} on {rows}{named}{shown}."
 
 
 def tiles(material: Material) -> list[tuple[str, str, str]]:
     """The key figures: name, value, and what to compare it with."""
-    metrics = material.metrics or {}
-    figures = metrics.get("figures", metrics)
     found = []
-    for key, digits in (("nll", "nats"), ("reconstruction", "root mean square"), ("gap", "nats, encoder against decoder")):
-        estimate = estimate_of(figures.get(key))
+    for key, unit in (("nll", "nats"), ("reconstruction", "root mean square"), ("gap", "nats, encoder against decoder"), ("c2st", "0.5 is perfect")):
+        estimate = estimate_of(own_figures(material).get(key))
         if estimate is not None:
-            found.append((KNOWN[key][0], in_words(estimate), _beside(material, key) or digits))
+            found.append((KNOWN[key][0], in_words(estimate), beside(material, key) or unit))
     return found
 
 
@@ -72,28 +75,14 @@ def verdict(material: Material) -> tuple[str, str]:
     return "good", f"Check: all {count['good']} figures good."
 
 
-def _beside(material: Material, key: str) -> str:
-    """References and published figures for the tile of one figure."""
-    if key != "nll":
-        return ""
-    parts = []
-    references = (material.metrics or {}).get("references")
-    if isinstance(references, dict):
-        for name, entry in references.items():
-            found = estimate_of(entry if not isinstance(entry, dict) else entry.get("nll", entry))
-            if found is not None:
-                parts.append(f"{name.replace('_', ' ')} {found.value:.3g}")
-    parts += [f"published {value.text}" for name, value, _ in published_rows(material) if "nll" in name.text.lower() and value.text]
-    return ", ".join(parts)
-
-
 def _style(panel: Panel) -> str:
     """How tall a plot is: an aspect where the figure has a width too, else pixels."""
     layout: Any = panel.figures[0].layout
     if layout.width is None:
         return f"height: {layout.height:.0f}px"
     most = f"; max-width: {layout.width:.0f}px" if panel.span == "full" else ""
-    least = "; min-width: 560px" if panel.span == "full" and layout.width > 560 else ""
+    # A plot of many plots is moved sideways on a phone rather than shrunk until nothing can be read.
+    least = f"; min-width: {0.8 * layout.width:.0f}px" if layout.width > 640 else ""
     return f"aspect-ratio: {layout.width:.0f} / {layout.height:.0f}{most}{least}"
 
 

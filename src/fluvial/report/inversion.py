@@ -37,17 +37,16 @@ def distances(distance: Any, *, spread: float | None = None, weight: Tensor | No
     order = np.argsort(values[keep])
     median = float(values[keep][order][min(np.searchsorted(np.cumsum(w[keep][order]), 0.5 * w[keep].sum()), len(order) - 1)])
     rms = float(np.sqrt((w[keep] * values[keep] ** 2).sum() / w[keep].sum()))
-    marks = [
-        ("median", median, DATA, 0.93, "right"),
-        ("root mean square", rms, DATA, 0.84, "left"),
-        ("spread of the data", spread or 0.0, LINE, 0.75, "right"),
-    ]
+    marks = [("median", median, DATA, 0.93), ("root mean square", rms, DATA, 0.84), ("spread of the data", spread or 0.0, LINE, 0.75)]
     shown = [mark for mark in marks if mark[1] > 0]
-    for name, at, colour, top, anchor in shown:
+    ends = np.log10([10**low, 10**high, *(mark[1] for mark in shown)])
+    middle = (ends.min() + ends.max()) / 2
+    for name, at, colour, top in shown:
         figure.add_shape(type="line", xref="x", x0=at, x1=at, y0=0, y1=top, yref="y domain", line={"color": colour, "dash": "dot", "width": 1.6})
+        # Towards the side where there is more room; names of two lines close to each other part.
+        anchor = "left" if np.log10(at) < middle and name != "median" else "right"
         text = {"text": f" {name} {at:.3g} ", "xanchor": anchor, "yanchor": "middle", "showarrow": False}
         figure.add_annotation(x=np.log10(at), y=top, yref="y domain", **text)
-    ends = np.log10([10**low, 10**high, *(mark[1] for mark in shown)])
     room = 0.05 * (ends.max() - ends.min()) + 0.08
     figure.update_layout(
         xaxis={

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.conditions import Condition, transform
+from fluvial.conditions import Condition
 from fluvial.data import Dataset, as_dataset
 from fluvial.flow import Flow
 from fluvial.metrics.likelihood import placed
@@ -81,9 +81,9 @@ class Material:
         if total > MOST_ROWS:
             data = data[np.sort(np.random.default_rng(seed).permutation(total)[:MOST_ROWS])]
         x, c, weight = placed(flow, data, seed=seed)
-        z = encode(flow, x, c)
-        if c is not None and flow.condition is None and _ignores(flow, z, c):
+        if c is not None and _works_without(flow, x):
             c = None
+        z = encode(flow, x, c)
         count = max(len(x), MOST_DRAWN) if c is None else len(x)
         rows = getattr(history, "rows", history) or []
         return Material(
@@ -122,10 +122,12 @@ class Material:
         return float((share * (flat - (share * flat).sum(0)).square()).sum().clamp_min(0).sqrt())
 
 
-def _ignores(flow: Flow, z: Tensor, c: Condition) -> bool:
-    """Whether a flow that declares no condition makes the same of one latent whatever the condition is."""
-    n = min(len(z), 64)
-    few = transform(c, lambda leaf: leaf[:n])
-    made = decode(flow, z[:1].expand(n, *z.shape[1:]), few)
-    drawn = base_draws(flow, n, few)
-    return bool(torch.allclose(made, made[:1].expand_as(made), equal_nan=True)) and bool(torch.equal(drawn, base_draws(flow, n)))
+def _works_without(flow: Flow, x: Tensor) -> bool:
+    """Whether a flow can be asked without a condition."""
+    if flow.condition is not None or flow.context is not None:
+        return False
+    try:
+        encode(flow, x[:1])
+    except (ValueError, TypeError, RuntimeError):
+        return False
+    return True

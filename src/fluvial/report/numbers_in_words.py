@@ -1,7 +1,7 @@
 """Figures as text."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fluvial.metrics.estimate import Estimate
@@ -14,8 +14,14 @@ KNOWN = {
     "reconstruction": ("reconstruction", "root mean square of |x − decode(encode(x))|, in the units of the data"),
     "n": ("rows", "number of held-out rows"),
     "c2st": ("C2ST", "accuracy of a classifier that tells samples from data; 0.5 if it cannot"),
+    "c2st_auc": ("C2ST, area under the curve", "the same classifier; 0.5 if it cannot"),
+    "gap_signed": ("NLL encoder − NLL decoder", "mean over the rows, nats"),
+    "reconstruction_mean": ("reconstruction, mean", "mean of |x − decode(encode(x))|, in the units of the data"),
+    "excess": ("NLL above the true density", "mean over the rows of the difference to the true density, nats; 0 is perfect"),
+    "entropy": ("entropy of the truth", "the NLL of a perfect model, nats"),
     "normalisation": ("∫ p", "integral of the density by quadrature; 1 for a density"),
 }
+REFERENCES = {"truth": "true density", "uniform": "uniform", "kernel_density": "kernel density estimate", "pca": "PCA + Gaussian"}
 
 
 def estimate_of(entry: Any) -> Estimate | None:
@@ -31,15 +37,6 @@ def estimate_of(entry: Any) -> Estimate | None:
         note = str(entry.get("note") or entry.get("source") or "")
         return Estimate(math.nan if value is None else float(value), math.nan if error is None else float(error), note=note)
     return None
-
-
-def flattened(entries: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings with their dotted names; figures with errors are leaves."""
-    if isinstance(entries, Mapping) and estimate_of(entries) is None:
-        for key, entry in entries.items():
-            yield from flattened(entry, f"{above}.{key}" if above else str(key))
-    else:
-        yield above, entries
 
 
 def in_words(estimate: Estimate) -> str:

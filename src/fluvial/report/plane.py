@@ -14,7 +14,7 @@ Window = tuple[tuple[float, float], tuple[float, float]]
 CELLS = 140
 _WIDTH = 360
 _MARGIN = {"l": 48, "r": 10, "t": 10, "b": 50}
-_COLOUR_BAR = 58  # pixels below the plot
+_COLOUR_BAR = 40  # pixels below the plot
 
 
 def window(*clouds: Any, room: float = 0.08) -> Window:
@@ -65,7 +65,7 @@ def density(
             zmin=0,
             zmax=top or 1.0,
             colorscale=DENSITY_SCALE,
-            colorbar=colour_bar("density"),
+            colorbar=colour_bar(),
             hovertemplate="(%{x:.3g}, %{y:.3g})<br>density %{z:.3g}<extra></extra>",
         )
     )
@@ -106,8 +106,8 @@ def _plane(view: Window, names: Sequence[str]) -> go.Figure:
     (x_low, x_high), (y_low, y_high) = view
     # Equal scales where they make sense; a plane of pressure against temperature keeps its own.
     ratio = (y_high - y_low) / (x_high - x_low)
-    equal = 0.25 < ratio < 4
-    side = min(max(ratio, 0.5), 1.4) if equal else 0.8
+    equal = 0.4 < ratio < 2.5
+    side = min(max(ratio, 0.5), 1.4) if equal else 0.7
     inner = _WIDTH - _MARGIN["l"] - _MARGIN["r"]
     figure = blank(width=_WIDTH, height=round(inner * side) + _MARGIN["t"] + _MARGIN["b"])
     figure.update_layout(margin=_MARGIN, showlegend=False)

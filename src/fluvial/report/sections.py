@@ -1,13 +1,11 @@
 """What a page consists of, one function for each section."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import plotly.graph_objects as go
 
 from fluvial.manifolds import Euclidean, Sphere
+from fluvial.report.blocks import Cell, Panel, Section, Table
 from fluvial.report.corner_plot import corner
 from fluvial.report.draws import column_labels, latent_figures, sample_figures
 from fluvial.report.globe import angles
@@ -15,68 +13,10 @@ from fluvial.report.histograms import marginal, most_different
 from fluvial.report.inversion import distances
 from fluvial.report.learning import clock, curves
 from fluvial.report.material import Material
-from fluvial.report.numbers_in_words import KNOWN, estimate_of, flattened, in_words
 from fluvial.report.pictures import image_frame, images
+from fluvial.report.plane import window
+from fluvial.report.tables import check, configuration, figures
 from fluvial.report.theme import as_rows
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A plot in the page.
-
-    Attributes:
-        title: Above it.
-        figures: One, or one for each setting of the condition.
-        caption: What one sees, and what good looks like.
-        span: "third", "half" or "full" of the page's width, where the window is wide enough.
-    """
-
-    title: str
-    figures: Sequence[go.Figure]
-    caption: str = ""
-    span: str = "half"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An entry of a table, with a tone (a verdict) that colours it."""
-
-    text: str
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table in the page; its first column names the row."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Attributes:
-        key: Its anchor.
-        title: Its heading.
-        lead: What it is about, in a sentence or two.
-        panels: Plots.
-        tables: Tables.
-        settings: Labels of the conditions between which its panels switch.
-        missing: What makes the section, where it is not there.
-        folded: Titles and texts shown on demand.
-    """
-
-    key: str
-    title: str
-    lead: str = ""
-    panels: Sequence[Panel] = ()
-    tables: Sequence[Table] = ()
-    settings: Sequence[str] = ()
-    missing: str = ""
-    folded: Sequence[tuple[str, str]] = field(default=())
 
 
 def training(material: Material) -> Section:
@@ -102,8 +42,10 @@ def samples(material: Material) -> Section:
     """Samples beside data."""
     spec, truth = material.dataset.spec, material.dataset.truth
     flow = material.flow
+    # One window for all settings, so that the eye can follow what moves.
+    view = window(material.x, material.samples) if material.x[0].numel() == 2 else None
     found = [
-        sample_figures(flow, material.x, material.c, material.weight, setting, spec=spec, truth=truth, seed=material.seed)
+        sample_figures(flow, material.x, material.c, material.weight, setting, spec=spec, truth=truth, view=view, seed=material.seed)
         for setting in material.settings
     ]
     titles = list(found[0])
@@ -126,7 +68,10 @@ def samples(material: Material) -> Section:
 _SAMPLE_CAPTIONS = {
     "Density of the flow": "The density that log_prob returns. Good: high where the data are, dark where there are none.",
     "True density": "The density the data were drawn from, in the same colours.",
-    "Log-density of the flow": "Log-density in equal-area (Mollweide) projection, longitude 0 in the middle. Good: bright where the data cluster.",
+    "Log-density of the flow": (
+        "Log-density in nats per unit area of the unit sphere, in equal-area (Mollweide) projection with longitude 0 in the middle. "
+        "Good: bright where the data cluster; the uniform density would be −2.53 everywhere."
+    ),
     "Data": "Held-out data, which the flow was not trained on.",
     "Samples": "Drawn from the flow, one pass of the decoder each.",
     "Their reconstructions": "decode(encode(x)) of the data beside: what the latent keeps. Good: recognisably the same.",
@@ -208,64 +153,6 @@ def latent(material: Material) -> Section:
     if len(found) > 3 and material.z[0].numel() > len(found):
         more = f" Of {material.z[0].numel()} coordinates these are the {len(found)} that differ most."
     return Section("latent", "Latent space", "Encoded data should be indistinguishable from samples of the base: no holes, no clumps." + more, panels)
-
-
-def check(material: Material) -> Section:
-    """The table of `fluvial.check`."""
-    found = material.check
-    if not found or not found.get("rows"):
-        return Section("check", "Check", missing=material.hints.check)
-    rows = []
-    for row in found["rows"]:
-        value = estimate_of({"value": row["value"], "error": row.get("error")}) if row.get("value") is not None else None
-        verdict = row.get("verdict", "")
-        advice = row.get("advice", "") if verdict in ("doubtful", "bad") else ""
-        detail = "; ".join(filter(None, (row.get("meaning", ""), row.get("detail", ""))))
-        rows.append(
-            [Cell(row["name"]), Cell("–" if value is None else in_words(value)), Cell(verdict, verdict.replace(" ", "-")), Cell(detail), Cell(advice)]
-        )
-    return Section("check", "Check", found.get("title", ""), tables=[Table(["question", "figure", "verdict", "what it is", "what to do"], rows)])
-
-
-def figures(material: Material) -> Section:
-    """The numbers, beside published ones."""
-    if not material.metrics:
-        return Section("figures", "Figures", missing=material.hints.metrics)
-    rows = []
-    for key, entry in flattened({name: part for name, part in material.metrics.items() if name != "published"}):
-        found = estimate_of(entry)
-        name, meaning = KNOWN.get(key.removeprefix("figures."), (key.replace("_", " ").replace(".", " · "), ""))
-        if found is not None:
-            rows.append([Cell(name), Cell(in_words(found)), Cell("; ".join(filter(None, (meaning, found.note))))])
-        elif isinstance(entry, str) and entry:
-            rows.append([Cell(name), Cell(""), Cell(entry)])
-    tables = [Table(["figure", "value", "what it is"], rows, "± is one standard error.")]
-    if printed := published_rows(material):
-        tables.append(Table(["published", "value", "where"], printed))
-    return Section("figures", "Figures", tables=tables)
-
-
-def published_rows(material: Material) -> list[list[Cell]]:
-    """Name, value and source of every published figure."""
-    entries: Any = material.published or (material.metrics or {}).get("published") or []
-    if isinstance(entries, dict):
-        entries = [{"figure": key, **(entry if isinstance(entry, dict) else {"value": entry})} for key, entry in entries.items()]
-    if not isinstance(entries, list):
-        return [[Cell(str(entries)), Cell(""), Cell("")]] if entries else []
-    found = []
-    for entry in entries:
-        value = entry.get("value")
-        where = ", ".join(str(entry[key]) for key in ("source", "url") if entry.get(key))
-        found.append([Cell(str(entry.get("figure", ""))), Cell(f"{value:g}" if isinstance(value, int | float) else str(value or "")), Cell(where)])
-    return found
-
-
-def configuration(material: Material) -> Section:
-    """How to make it again."""
-    folded = [("Recipe, with every default written out", material.configuration)] if material.configuration else []
-    folded.append(("Network and base", str(material.flow)))
-    rows = [[Cell(str(key)), Cell(str(value))] for key, value in material.environment.items() if value not in (None, "", {}, [])]
-    return Section("configuration", "Configuration", material.hints.configuration, tables=[Table(["", "made with"], rows)], folded=folded)
 
 
 SECTIONS: tuple[Callable[[Material], Section | None], ...] = (

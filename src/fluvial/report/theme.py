@@ -84,7 +84,7 @@ def numbers(values: Any, dtype: Any = np.float32) -> np.ndarray:
     return np.where(np.isfinite(array), array, np.nan).astype(dtype)
 
 
-def colour_bar(title: str) -> dict[str, Any]:
+def colour_bar() -> dict[str, Any]:
     """A slim scale below the plot, so that panels with and without one stay aligned."""
     return {
         "orientation": "h",
@@ -92,9 +92,8 @@ def colour_bar(title: str) -> dict[str, Any]:
         "len": 0.9,
         "x": 0.5,
         "yref": "container",
-        "y": 0.01,
+        "y": 0.02,
         "yanchor": "bottom",
-        "title": {"text": title, "side": "bottom", "font": {"size": 12.5}},
         "outlinewidth": 0,
         "ticks": "outside",
         "ticklen": 3,

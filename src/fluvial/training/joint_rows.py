@@ -96,7 +96,7 @@ class JointRows:
 
     def cut(self, share: float, seed: int) -> tuple["JointRows", "JointRows"]:
         """Training rows and a share of held-out rows, by seed."""
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         held_out = max(1, round(share * len(self)))
         return self[order[held_out:]], self[order[:held_out]]
 
