@@ -169,6 +169,7 @@ def test_an_unconditional_flow_ignores_the_condition_of_the_data(conditional):
     _, data = conditional
     page = report.page(seeded(lambda: fl.flows.free_form(2, **SMALL)), data)
     assert 'class="chooser"' not in page
+    assert len(report.latent(seeded(lambda: fl.flows.free_form(2, **SMALL)), data)) == 3
 
 
 def test_the_same_seed_gives_the_same_page_and_the_flow_stays_as_it_was(moons):
@@ -243,7 +244,7 @@ def test_run_folder_with_everything(run):
     assert "<h1>Moons, briefly</h1>" in page
     assert "50 held-out test rows" in page
     # Taken over, not computed again.
-    assert "9.87 ± 0.12" in page
+    assert "test NLL (decoder) 9.87 ± 0.12 nats" in page
     assert "uniform 2.53, published 0.432" in page
     assert "0.770 ± 0.010" in page
     assert "Nobody et al. (1900)" in page

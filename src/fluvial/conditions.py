@@ -68,7 +68,7 @@ def expand_flat(c: Condition, batch: tuple[int, ...], declared: ConditionShape =
     flat = {}
     for name, leaf in leaves(c).items():
         event = _event(name, leaf, declared)
-        flat[name] = leaf.expand(*batch, *event).reshape(math.prod(batch), *event)
+        flat[name] = leaf.expand((*batch, *event)).reshape(math.prod(batch), *event)
     return flat if isinstance(c, dict) else flat["c"]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.bases import Base
-from fluvial.codecs import Bijection, Codec, FreeForm
+from fluvial.codecs import Bijection, Chain, Codec, FreeForm
 from fluvial.conditions import Condition, as_rows, batch_shape, condition_shape, expand_flat, leaves, transform
 from fluvial.distribution import FlowDistribution
 from fluvial.manifolds import Euclidean, Manifold
@@ -102,8 +102,8 @@ class Flow(nn.Module):
         r"""Log-density with respect to Riemannian volume.
 
         For a bijection it is exact. For a free-form codec it is the decoder's density, the one that ``sample`` draws from, at
-        ``reconstruct(x)``; report the reconstruction error beside it. The Jacobian is computed in chunks of bounded memory. Its graph is
-        kept only where a gradient is asked for: in training mode, or where x or c requires one.
+        ``reconstruct(x)``; report the reconstruction error beside it. The Jacobian is computed in chunks of bounded memory. Its graph, like
+        that of all methods, is kept only where a gradient is asked for: in training mode (``flow.train()``), or where x or c requires one.
 
         Args:
             x: Points, shape (\*batch, \*event).
@@ -148,9 +148,10 @@ class Flow(nn.Module):
             Shape (\*n, \*batch(c), \*event).
         """
         shape, c = self._expand(n, c)
-        c = self._embed(c)
-        z = self._draw(shape, c, generator)
-        return self._decode(z, c).view(*shape, *self.manifold.event_shape)
+        with torch.set_grad_enabled(self._keeps_graph(*leaves(c).values())):
+            c = self._embed(c)
+            z = self._draw(shape, c, generator)
+            return self._decode(z, c).view(*shape, *self.manifold.event_shape)
 
     def sample_and_log_prob(
         self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None
@@ -177,18 +178,21 @@ class Flow(nn.Module):
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:
         r"""Data (\*batch, \*event) -> latents (\*batch, \*latent event), projected onto the latent manifold."""
         batch, x, c = self._flatten(x, c, self.manifold, "x")
-        return self._encode(x, self._embed(c)).view(*batch, *self.latent_manifold.event_shape)
+        with torch.set_grad_enabled(self._keeps_graph(x, *leaves(c).values())):
+            return self._encode(x, self._embed(c)).view(*batch, *self.latent_manifold.event_shape)
 
     def decode(self, z: Tensor, c: Condition = None) -> Tensor:
         r"""Latents (\*batch, \*latent event) -> data (\*batch, \*event), projected onto the manifold."""
         batch, z, c = self._flatten(z, c, self.latent_manifold, "z")
-        return self._decode(z, self._embed(c)).view(*batch, *self.manifold.event_shape)
+        with torch.set_grad_enabled(self._keeps_graph(z, *leaves(c).values())):
+            return self._decode(z, self._embed(c)).view(*batch, *self.manifold.event_shape)
 
     def reconstruct(self, x: Tensor, c: Condition = None) -> Tensor:
         """decode(encode(x)), shape of x."""
         batch, x, c = self._flatten(x, c, self.manifold, "x")
-        c = self._embed(c)
-        return self._decode(self._encode(x, c), c).view(*batch, *self.manifold.event_shape)
+        with torch.set_grad_enabled(self._keeps_graph(x, *leaves(c).values())):
+            c = self._embed(c)
+            return self._decode(self._encode(x, c), c).view(*batch, *self.manifold.event_shape)
 
     def distribution(self, c: Condition = None) -> FlowDistribution:
         """The flow at a fixed condition as a `torch.distributions.Distribution`."""
@@ -214,16 +218,19 @@ class Flow(nn.Module):
     def _log_prob(self, x: Tensor, c: Condition, volume: Volume, at: At, unsolved: list[int]) -> Tensor:
         if volume == "encoder":
             return self._encoder_density(x, c)
-        z = self._encode(x, c)
         if at == "reconstruction":
-            return self._decode_density(z, c)[1]
-        z, solved = preimage(self.codec, self.manifold, self.latent_manifold, x, z, c)
+            return self._decode_density(self._encode(x, c), c)[1]
+        # In the coordinates of the networks, where a common tolerance makes sense; the bijections around them are exact.
+        before, core, after, space, latent = self._parts
+        h = before.encode(x, c) if before is not None else x
+        z, solved = preimage(core, space, latent, h, latent.project(core.encode(h, c)), c)  # pyright: ignore[reportOptionalMemberAccess]
         unsolved.append(int((~solved).sum()))
         # Rows without a preimage are left out of the density: its gradient there need not be finite.
         rows = solved.nonzero().squeeze(-1)
-        x_rows, z, c = x[rows], z[rows], transform(c, lambda leaf: leaf[rows])
+        z, c = z[rows], transform(c, lambda leaf: leaf[rows])
         if torch.is_grad_enabled():
-            z = implicit(self.codec, self.manifold, self.latent_manifold, x_rows, z, c)
+            z = implicit(core, space, latent, h[rows], z, c)
+        z = after.encode(z, c) if after is not None else z
         return x.new_full((len(x),), -torch.inf).index_copy(0, rows, self._decode_density(z, c)[1])
 
     def _decode_density(self, z: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
@@ -311,13 +318,18 @@ class Flow(nn.Module):
 
     def _check_condition(self, c: Condition) -> None:
         if c is None and self.condition is not None:
-            raise ValueError(f"Flow: this flow is conditional; give c of shape {self.condition}")
+            raise ValueError(f"Flow: this flow is conditional; give c of event shape {self.condition}")
 
     def _infer_manifold(self) -> Manifold:
-        if isinstance(self.codec, Bijection):
-            return self.codec.domain
+        first = self.codec.parts[0] if isinstance(self.codec, Chain) else self.codec
+        if isinstance(first, Bijection):
+            return first.domain
         shape = self._trial(self.codec.decode, self.latent_manifold)
-        return Euclidean(self.latent_manifold.event_shape if shape is None else shape)
+        if shape is None:
+            raise ValueError(
+                "Flow: cannot see the shape of the data, as the networks take a condition of unknown shape; give condition=… or manifold=…"
+            )
+        return Euclidean(shape)
 
     def _check_fit(self) -> None:
         """Refuse parts whose shapes or spaces cannot go together, at construction rather than in the first batch."""
@@ -329,6 +341,11 @@ class Flow(nn.Module):
             if self.codec.codomain != self.latent_manifold:
                 raise ValueError(f"Flow: the codec's codomain {self.codec.codomain} is not the latent manifold {self.latent_manifold}")
             return
+        parts = split(self.codec, self.manifold, self.latent_manifold)
+        if parts.before is not None and parts.before.domain != self.manifold:
+            raise ValueError(f"Flow: the codec's domain {parts.before.domain} is not the manifold {self.manifold}")
+        if parts.after is not None and parts.after.codomain != self.latent_manifold:
+            raise ValueError(f"Flow: the codec's codomain {parts.after.codomain} is not the latent manifold {self.latent_manifold}")
         for side, source, target in (("decode", self.latent_manifold, self.manifold), ("encode", self.manifold, self.latent_manifold)):
             shape = self._trial(getattr(self.codec, side), source)
             if shape is not None and shape != target.event_shape:
@@ -343,10 +360,13 @@ class Flow(nn.Module):
             c: Condition = {name: tensor.new_zeros(2, *shape) for name, shape in self.condition.items()}
         else:
             c = None if self.condition is None else tensor.new_zeros(2, *self.condition)
-        if c is None and _needs_condition(self.codec):
-            return None
-        mode = [(module, module.training) for module in self.codec.modules()]
-        self.codec.eval()
+        if c is None:
+            length = _context_length(self.codec)
+            if length is None or (length and self.context is not None):
+                return None
+            c = tensor.new_zeros(2, length) if length else None
+        mode = [(module, module.training) for module in self.modules()]
+        self.eval()
         try:
             return tuple(fn(x, self._embed(c)).shape[1:])
         except RuntimeError as error:
@@ -356,15 +376,17 @@ class Flow(nn.Module):
                 module.training = training
 
 
-def _needs_condition(codec: Codec) -> bool:
-    """Whether some network of the codec cannot be called without a condition."""
-    for module in codec.modules():
-        if isinstance(module, FreeForm):
-            for net in (module.encoder, module.decoder):
-                required = [p for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
-                if getattr(net, "context", 0) or len([p for p in required if p.kind is p.POSITIONAL_OR_KEYWORD]) > 1:
-                    return True
-    return False
+def _context_length(codec: Codec) -> int | None:
+    """How long a condition the codec's networks take: 0 where they take none, None where they do not say."""
+    nets = [net for module in codec.modules() if isinstance(module, FreeForm) for net in (module.encoder, module.decoder)]
+    declared = [length for net in nets if isinstance(length := getattr(net, "context", None), int) and length]
+    if declared:
+        return declared[0]
+    for net in nets:
+        required = [p for p in inspect.signature(net.forward).parameters.values() if p.default is p.empty]
+        if len([p for p in required if p.kind is p.POSITIONAL_OR_KEYWORD]) > 1:
+            return None
+    return 0
 
 
 def _product(shape: tuple[int, ...]) -> int:

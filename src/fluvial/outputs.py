@@ -86,7 +86,7 @@ def check_ending(path: str | os.PathLike[str]) -> str:
     known = f"here are {', '.join(sorted(WRITERS))}"
     if ending in EXTRAS:
         extra = EXTRAS[ending]
-        raise ValueError(f"{path}: files that end in {ending} come with the extra '{extra}' (pip install 'fluvial[{extra}]'); {known}")
+        raise ValueError(f"{path}: files that end in {ending} come with the extra '{extra}', which this version does not bring yet; {known}")
     raise ValueError(f"{path}: {f'the ending {ending!r} is not known' if ending else 'the file needs an ending'}; {known}")
 
 

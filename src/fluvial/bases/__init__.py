@@ -1,10 +1,10 @@
 """Latent distributions."""
 
-from fluvial.bases.base import Base
+from fluvial.bases.base import Base, sample_shape
 from fluvial.bases.categorical import Categorical
 from fluvial.bases.normal import Normal
 from fluvial.bases.student_t import StudentT
 from fluvial.bases.uniform_on import UniformOn
 from fluvial.bases.von_mises_fisher import VonMisesFisherMixture
 
-__all__ = ["Base", "Categorical", "Normal", "StudentT", "UniformOn", "VonMisesFisherMixture"]
+__all__ = ["Base", "Categorical", "Normal", "StudentT", "UniformOn", "VonMisesFisherMixture", "sample_shape"]

@@ -42,7 +42,7 @@ class Standardize(Bijection):
         self.isotropic = isotropic
         self.register_buffer("loc", torch.zeros(self.event_shape))
         self.register_buffer("scale", torch.ones(self.event_shape))
-        self.register_buffer("is_fitted", torch.tensor(False))
+        self.register_buffer("is_fitted", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
     def fit_(self, x: Tensor, c: Condition = None, weight: Tensor | None = None) -> None:
@@ -65,7 +65,7 @@ class Standardize(Bijection):
         scale = variance.sqrt()
         self.loc.copy_(loc)
         self.scale.copy_(torch.where(scale > floor, scale, 1.0))
-        self.is_fitted.fill_(True)
+        self.is_fitted.fill_(1)
 
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:
         """(x − μ)/σ."""

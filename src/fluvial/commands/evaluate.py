@@ -15,7 +15,7 @@ from fluvial.runs import Run
 ROWS = (
     ("nll", "test NLL{decoder}, nats", ("truth", "uniform", "kernel_density")),
     ("nll_encoder", "test NLL (encoder), nats", ()),
-    ("gap_signed", "encoder − decoder, nats", ()),
+    ("gap", "encoder − decoder, nats", ()),
     ("reconstruction_mean", "reconstruction, mean distance", ("pca",)),
     ("reconstruction", "reconstruction, root mean square", ("pca",)),
     ("c2st", "C2ST accuracy of samples", ("pca",)),

@@ -81,7 +81,7 @@ def _of_flow(flow: "Flow", test: Dataset, seed: int) -> dict[str, Any]:
     if not flow.is_bijective:
         encoder = log_prob(flow, x, c, volume="encoder")
         gap = gap_of(encoder, decoder, weight)
-        found |= {"nll_encoder": mean_estimate(-encoder, weight), "gap": gap.absolute, "gap_signed": gap.signed}
+        found |= {"nll_encoder": mean_estimate(-encoder, weight), "gap": gap.signed, "gap_rows": gap.absolute}
     distances = reconstruction(flow, x, c, weight=weight)
     found |= {"reconstruction": distances.rms, "reconstruction_mean": distances.mean}
     if weight is None or bool((weight >= 0).all()):

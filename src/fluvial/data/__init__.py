@@ -4,6 +4,7 @@ from fluvial.data.airports import airports
 from fluvial.data.dataset import Dataset, Splits, as_dataset
 from fluvial.data.digits import digits
 from fluvial.data.earth import earthquakes, fires, floods, volcanoes
+from fluvial.data.latlon import unit_vectors
 from fluvial.data.load import load
 from fluvial.data.spec import DataSpec
 from fluvial.data.toys import checkerboard, eight_gaussians, moons, pinwheel, rings, two_spirals
@@ -25,5 +26,6 @@ __all__ = [
     "pinwheel",
     "rings",
     "two_spirals",
+    "unit_vectors",
     "volcanoes",
 ]

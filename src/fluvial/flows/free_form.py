@@ -58,12 +58,18 @@ def free_form(
         >>> free_form(manifold=Sphere(2)).base
         UniformOn(Sphere(2))
     """
+    if isinstance(features, Manifold):
+        raise TypeError(f"free_form: {features} is a manifold; give it as manifold={features}")
+    if standardize not in (True, False, "isotropic"):
+        raise ValueError(f"free_form: standardize must be True, False or 'isotropic', got {standardize!r}")
     space = _space(features, manifold)
     flat = isinstance(space, Euclidean)
     if latent is not None and not flat:
         raise ValueError(
             f"free_form: latent={latent} makes sense in flat space only; on {space} give a base on a manifold of lower dimension instead"
         )
+    if base is not None and latent is not None and base.manifold.event_shape != (latent,):
+        raise ValueError(f"free_form: latent={latent} contradicts the base on {base.manifold}; leave one of them out")
     if base is None:
         base = Normal(space.dim if latent is None else latent) if flat else _compact_base(space)
     width_out, width_in = math.prod(space.event_shape), math.prod(base.manifold.event_shape)

@@ -102,15 +102,18 @@ def figures(flow: nn.Module, dataset: "Dataset") -> dict[str, Estimate]:
     """The figures of a flow on held-out data.
 
     Returns:
-        ``nll`` (the decoder's density; exact for a bijection), ``nll_encoder``, ``gap`` (mean absolute difference of the two, row by row),
-        ``reconstruction`` (root mean square, in the units of the data) and ``n`` (number of rows).
+        ``nll`` (the decoder's density; exact for a bijection), ``nll_encoder``, ``gap`` (the difference
+        NLL_encoder − NLL_decoder), ``gap_rows`` (its mean absolute value, row by row), ``reconstruction`` (root mean square, in the units of the
+        data) and ``n`` (number of rows).
     """
     x, c, weight = placed(flow, dataset)
     decoder, encoder = log_prob(flow, x, c), log_prob(flow, x, c, volume="encoder")
+    gap = gap_of(encoder, decoder, weight)
     return {
         "nll": mean_estimate(-decoder, weight),
         "nll_encoder": mean_estimate(-encoder, weight),
-        "gap": gap_of(encoder, decoder, weight).absolute,
+        "gap": gap.signed,
+        "gap_rows": gap.absolute,
         "reconstruction": reconstruction(flow, x, c, weight=weight).rms,
         "n": Estimate(float(len(x))),
     }

@@ -76,7 +76,7 @@ activation_of = activation
 
 def check_sizes(who: str, *, features: int, out: int, context: int, hidden: Sequence[int]) -> None:
     """Refuse lengths that make no network."""
-    if min(features, out, *hidden, 1) < 1 or context < 0:
+    if min(features, out, *hidden) < 1 or context < 0:
         raise ValueError(f"{who}: lengths must be positive, got features={features}, out={out}, context={context}, hidden={tuple(hidden)}")
 
 
@@ -93,6 +93,8 @@ def join(net: nn.Module, x: Tensor, c: Condition) -> Tensor:
     if context == 0 and c is None:
         return x
     condition = as_features(c)
+    if context == 0:
+        raise ValueError(f"{type(net).__name__}: got a condition but was built without one; build it with context=… (free_form: context=…)")
     if condition is None or condition.shape[-1] != context:
         got = "none" if condition is None else tuple(condition.shape)
         raise ValueError(f"{type(net).__name__}: expected a condition of shape (*batch, {context}), got {got}")

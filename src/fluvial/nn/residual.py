@@ -50,7 +50,9 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         out = features if out is None else out
-        check_sizes(type(self).__name__, features=features, out=out, context=context, hidden=[width] * max(blocks, 0))
+        check_sizes(type(self).__name__, features=features, out=out, context=context, hidden=[width])
+        if blocks < 0:
+            raise ValueError(f"Residual: blocks must be at least 0, got {blocks}")
         self.features = features
         self.out = out
         self.context = context

@@ -40,9 +40,9 @@ class FreeFormLikelihood(Objective):
     ``surrogate``. All terms are in the coordinates of the flow's free-form part (standardised where the flow standardises).
 
     With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
-    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds its tolerance and
-    slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at 5(D − d)/error, so large that the
-    reconstruction stays on its plateau.
+    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the
+    tolerance (half of it towards the end) and slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
+    5(D − d)/error, so large that the reconstruction stays on its plateau.
 
     Args:
         beta: Weight of the squared reconstruction error, or "auto".
@@ -119,8 +119,13 @@ class FreeFormLikelihood(Objective):
         if self.probes > most:
             raise ValueError(f"FreeFormLikelihood: {self.probes} orthogonal probes do not exist in dimension {most}; ask for 1 to {most}")
         if "intermediate_reconstruction" in self.terms:
-            _states(core, "encoder")
-            _states(core, "decoder")
+            nets = (_with_states(core, side) for side in ("encoder", "decoder"))
+            sizes = [(getattr(net, "width", None), getattr(net, "blocks", None)) for net in nets]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    "FreeFormLikelihood: intermediate_reconstruction needs a decoder as wide and deep as the encoder, "
+                    f"got (width, blocks) {sizes[0]} and {sizes[1]}"
+                )
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The loss, and its unweighted terms."""
@@ -156,7 +161,7 @@ class FreeFormLikelihood(Objective):
         }
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Exact decoder and encoder NLL, mean reconstruction distance, and the monitor.
+        """Exact decoder and encoder NLL, root mean square reconstruction error in the units of the data, and the monitor.
 
         The monitor is the decoder NLL where the gap is within tolerance, and rises with any excess: a decoder NLL that the encoder does
         not confirm is not a likelihood. With a bottleneck it is NLL + (D − d)/2 · log(squared reconstruction error), the joint likelihood
@@ -164,16 +169,17 @@ class FreeFormLikelihood(Objective):
         """
         flow = _free_form(flow)
         nll = -flow.log_prob(batch.x, batch.c)
-        distance = flow.manifold.distance(batch.x, flow.reconstruct(batch.x, batch.c))
+        apart = (batch.x - flow.reconstruct(batch.x, batch.c)).flatten(1)
+        square = weighted_mean(apart.square().sum(-1), batch.weight)
+        reconstruction = square.sqrt()
         mean_nll = weighted_mean(nll, batch.weight)
         if flow.is_bottleneck:
-            square = weighted_mean(distance.square(), batch.weight)
             monitor = mean_nll + 0.5 * (flow.manifold.dim - flow.dim) * torch.log(square.clamp_min(torch.finfo(square.dtype).tiny))
-            return {"monitor": monitor, "nll": nll, "reconstruction": distance}
+            return {"monitor": monitor, "nll": nll, "reconstruction": reconstruction}
         nll_encoder = -flow.log_prob(batch.x, batch.c, volume="encoder")
         gap = (weighted_mean(nll_encoder, batch.weight) - mean_nll).abs()
         monitor = mean_nll + 2 * (gap - self._tolerance(flow)).clamp_min(0)
-        return {"monitor": monitor, "nll": nll, "nll_encoder": nll_encoder, "reconstruction": distance, "gap": gap}
+        return {"monitor": monitor, "nll": nll, "nll_encoder": nll_encoder, "reconstruction": reconstruction, "gap": gap}
 
     @torch.no_grad()
     def adapt(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -187,7 +193,8 @@ class FreeFormLikelihood(Objective):
             # At the weight (D − d)/(2 error) a relative gain in reconstruction counts as it does in the monitor's Gaussian likelihood;
             # at ten times that the likelihood has no say in it any more.
             plateau = 10 * 0.5 * (parts.manifold.dim - parts.latent_manifold.dim) / square.clamp_min(1e-12)
-            self.log_beta.lerp_(plateau.log().nan_to_num(nan=float(self.log_beta)).to(self.log_beta.dtype), 0.3)
+            if bool(torch.isfinite(square)):
+                self.log_beta.lerp_(plateau.log().to(self.log_beta.dtype), 0.3).clamp_(math.log(1e-3), math.log(1e7))
             return {"beta": self.log_beta.exp()}
         per_row = _log_det_cycle(parts, h, c)
         gap = weighted_mean(per_row, batch.weight)
@@ -196,9 +203,11 @@ class FreeFormLikelihood(Objective):
         # Averaged with its sign, since what fluctuates about zero from one step to the next is no inconsistency; and with its standard
         # error on these few rows, since rows that disagree widely only seem to agree in the mean.
         self.gap.copy_(gap if bool(torch.isnan(self.gap)) else 0.7 * self.gap + 0.3 * gap)
-        bound = self.gap.abs() + per_row.std() / math.sqrt(len(per_row))
+        bound = self.gap.abs() + per_row.std(correction=0) / math.sqrt(len(per_row))
+        # Half the tolerance at the end, where the small learning rate has brought the networks together.
+        target = (1 - 0.5 * progress.fraction) * self._tolerance(flow)
         # Up fast, because an inconsistent pair learns nothing true; down slowly, to find the smallest β that holds.
-        move = torch.log(bound.clamp_min(1e-12) / self._tolerance(flow)).clamp(-1.0, 2.0)
+        move = torch.log(bound.clamp_min(1e-12) / target).clamp(-1.0, 2.0)
         self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move)).clamp_(math.log(1e-3), math.log(1e7))
         return {"beta": self.log_beta.exp(), "gap": self.gap.abs(), "gap_bound": bound}
 
@@ -244,7 +253,7 @@ class FreeFormLikelihood(Objective):
             other = h[torch.randperm(len(h), generator=progress.source, device=h.device)]
             return self._square(space, other, parts.decode(parts.encode(other, c), c))
         if name == "intermediate_reconstruction":
-            up, down = _states(parts.core, "encoder")(h, c), _states(parts.core, "decoder")(s.z, c)
+            up, down = _with_states(parts.core, "encoder").states(h, c), _with_states(parts.core, "decoder").states(s.z, c)
             return torch.stack([(a - b).square().sum(-1) for a, b in zip(up, reversed(down))]).sum(0)
         raw, projected = (s.z_raw, s.z) if name == "z_projection" else (s.x_raw, s.x)
         return (raw - projected).flatten(1).square().sum(-1)
@@ -267,14 +276,14 @@ def _log_det_cycle(parts: Any, h: Tensor, c: Condition) -> Tensor:
     return torch.linalg.slogdet(basis.flatten(1, -2).transpose(1, 2) @ cycle)[1]
 
 
-def _states(core: Any, side: str) -> Any:
+def _with_states(core: Any, side: str) -> Any:
     net = getattr(core, side, None) if isinstance(core, FreeForm) else None
     if net is None or not hasattr(net, "states"):
         raise ValueError(
             "FreeFormLikelihood: the term intermediate_reconstruction needs a FreeForm of networks with states, such as nn.Residual; "
             f"its {side} has none"
         )
-    return net.states
+    return net
 
 
 def _check_arguments(

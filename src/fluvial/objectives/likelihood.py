@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from fluvial.flow import Flow
+from fluvial.joint import Joint
 from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class MaximumLikelihood(Objective):
             raise TypeError(
                 "MaximumLikelihood: this flow is free-form; train it with FreeFormLikelihood, which also keeps its two networks consistent"
             )
+        if isinstance(flow, Joint) and not flow.is_bijective:
+            raise TypeError("MaximumLikelihood: this joint has a free-form factor; train such factors one by one, each with fit(factor, (x, c))")
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The mean NLL, as loss."""

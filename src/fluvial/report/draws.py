@@ -51,7 +51,7 @@ def samples(flow: Flow, dataset: Any, *, c: Condition = None, seed: int = 0) -> 
     data = as_dataset(dataset)
     x, rows_c, weight = placed(flow, data, seed=seed)
     setting = Setting("", c, np.arange(len(x)))
-    return sample_figures(flow, x, rows_c, weight, setting, spec=data.spec, truth=data.truth, seed=seed)
+    return sample_figures(flow, x, condition_of(flow, x, rows_c), weight, setting, spec=data.spec, truth=data.truth, seed=seed)
 
 
 def sample_figures(
@@ -105,6 +105,7 @@ def latent(flow: Flow, dataset: Any, *, seed: int = 0) -> Figures:
     """
     data = as_dataset(dataset)
     x, c, weight = placed(flow, data, seed=seed)
+    c = condition_of(flow, x, c)
     return latent_figures(flow.latent_manifold, encode(flow, x, c), base_draws(flow, len(x), c, seed=seed), weight)
 
 
@@ -147,6 +148,17 @@ def base_draws(flow: Flow, n: int, c: Condition = None, *, seed: int = 0) -> Ten
         if c is None:
             return flow.base.sample(n, generator=source)
         return flow.base.sample((), c if flow.context is None else flow.context(c), generator=source)
+
+
+def condition_of(flow: Flow, x: Tensor, c: Condition) -> Condition:
+    """The condition of the rows, or None for a flow that can be asked without one."""
+    if c is None or flow.condition is not None or flow.context is not None:
+        return c
+    try:
+        encode(flow, x[:1])
+    except (ValueError, TypeError, RuntimeError):
+        return c
+    return None
 
 
 def encode(flow: Flow, x: Tensor, c: Condition = None) -> Tensor:

@@ -12,9 +12,9 @@ from plotly.offline import get_plotlyjs
 
 from fluvial.report.blocks import Panel
 from fluvial.report.material import Material
-from fluvial.report.numbers_in_words import KNOWN, estimate_of, in_words
+from fluvial.report.numbers_in_words import estimate_of, in_words
 from fluvial.report.sections import SECTIONS
-from fluvial.report.tables import beside, own_figures
+from fluvial.report.tables import beside, name_of, own_figures
 
 
 def render(material: Material) -> str:
@@ -46,7 +46,10 @@ def summary(material: Material) -> str:
     named = f" of {data.name}{' (simulated)' if data.synthetic else ''}" if data.name else " of simulated data" if data.synthetic else ""
     shown = f" ({len(material.x):,} of them drawn here)".replace(",", " ") if len(material.x) < material.rows_in_all else ""
     figures = own_figures(material)
-    told = ((KNOWN["nll"][0], estimate_of(figures.get("nll")), " nats"), ("reconstruction error", estimate_of(figures.get("reconstruction")), ""))
+    told = (
+        (name_of(material, "nll"), estimate_of(figures.get("nll")), " nats"),
+        ("reconstruction error", estimate_of(figures.get("reconstruction")), ""),
+    )
     words = ", ".join(f"{name} {in_words(found)}{unit}" for name, found, unit in told if found is not None)
     return f"{kind} on {where}{': ' + words if words else ', looked at'} on {rows}{named}{shown}."
 
@@ -54,10 +57,11 @@ def summary(material: Material) -> str:
 def tiles(material: Material) -> list[tuple[str, str, str]]:
     """The key figures: name, value, and what to compare it with."""
     found = []
-    for key, unit in (("nll", "nats"), ("reconstruction", "root mean square"), ("gap", "nats, encoder against decoder"), ("c2st", "0.5 is perfect")):
+    units = {"nll": "nats", "reconstruction": "root mean square", "gap": "nats, encoder against decoder", "c2st": "0.5 is perfect"}
+    for key, unit in units.items():
         estimate = estimate_of(own_figures(material).get(key))
         if estimate is not None:
-            found.append((KNOWN[key][0], in_words(estimate), beside(material, key) or unit))
+            found.append((name_of(material, key), in_words(estimate), beside(material, key) or unit))
     return found
 
 

@@ -30,7 +30,7 @@ def curves(history: Any, *, best: dict[str, Any] | None = None) -> go.Figure:
     Example:
         >>> figure = curves([{"step": 1, "loss": 2.0, "nll": 1.9}, {"step": 2, "loss": 1.5, "nll": 1.6}])
         >>> [trace.name for trace in figure.data]
-        ['loss', 'NLL (decoder)']
+        ['NLL', 'loss']
     """
     rows = list(getattr(history, "rows", history))
     if not rows:

@@ -11,7 +11,7 @@ from fluvial.conditions import Condition
 from fluvial.data import Dataset, as_dataset
 from fluvial.flow import Flow
 from fluvial.metrics.likelihood import placed
-from fluvial.report.draws import MOST_DRAWN, base_draws, decode, draw, encode
+from fluvial.report.draws import MOST_DRAWN, base_draws, condition_of, decode, draw, encode
 from fluvial.report.settings import Setting, settings
 
 MOST_ROWS = 5000  # of data, for everything but the figures that were computed elsewhere
@@ -81,8 +81,7 @@ class Material:
         if total > MOST_ROWS:
             data = data[np.sort(np.random.default_rng(seed).permutation(total)[:MOST_ROWS])]
         x, c, weight = placed(flow, data, seed=seed)
-        if c is not None and _works_without(flow, x):
-            c = None
+        c = condition_of(flow, x, c)
         z = encode(flow, x, c)
         count = max(len(x), MOST_DRAWN) if c is None else len(x)
         rows = getattr(history, "rows", history) or []
@@ -120,14 +119,3 @@ class Material:
         share = torch.ones_like(flat[:, 0]) if self.weight is None else self.weight.double()
         share = (share / share.sum()).unsqueeze(1)
         return float((share * (flat - (share * flat).sum(0)).square()).sum().clamp_min(0).sqrt())
-
-
-def _works_without(flow: Flow, x: Tensor) -> bool:
-    """Whether a flow can be asked without a condition."""
-    if flow.condition is not None or flow.context is not None:
-        return False
-    try:
-        encode(flow, x[:1])
-    except (ValueError, TypeError, RuntimeError):
-        return False
-    return True

@@ -35,15 +35,25 @@ def figures(material: Material) -> Section:
     for key, entry in own.items():
         found = estimate_of(entry)
         if found is not None:
-            name, meaning = KNOWN.get(key, (key.replace("_", " "), ""))
-            rows.append([Cell(name), Cell(in_words(found)), Cell(beside(material, key)), Cell("; ".join(filter(None, (meaning, found.note))))])
+            meaning = KNOWN.get(key, ("", ""))[1]
+            rows.append(
+                [
+                    Cell(name_of(material, key)),
+                    Cell(in_words(found)),
+                    Cell(beside(material, key)),
+                    Cell("; ".join(filter(None, (meaning, found.note)))),
+                ]
+            )
     for of, entries in references(material).items():
         for key in entries.keys() - own.keys():
             found = estimate_of(entries[key])
             if found is not None:
-                name, meaning = KNOWN.get(key, (key.replace("_", " "), ""))
-                rows.append([Cell(name), Cell(in_words(found)), Cell(""), Cell(meaning or f"of the {REFERENCES.get(of, of)}")])
-    tables = [Table(["figure", "this flow", "beside it", "what it is"], rows, "± is one standard error.")]
+                meaning = KNOWN.get(key, ("", ""))[1]
+                rows.append([Cell(name_of(material, key)), Cell(in_words(found)), Cell(""), Cell(meaning or f"of the {REFERENCES.get(of, of)}")])
+    caption = "± is one standard error."
+    if material.flow.is_bottleneck:
+        caption += f" The density is that on the image of the decoder: comparable only with flows of the same latent dimension, {material.flow.dim}."
+    tables = [Table(["figure", "this flow", "beside it", "what it is"], rows, caption)]
     if printed := published(material):
         tables.append(Table(["published figure", "value", "where"], printed))
     return Section("figures", "Figures", tables=tables)
@@ -55,6 +65,12 @@ def configuration(material: Material) -> Section:
     folded.append(("Network and base", str(material.flow)))
     rows = [[Cell(str(key)), Cell(str(value))] for key, value in material.environment.items() if value not in (None, "", {}, [])]
     return Section("configuration", "Configuration", material.hints.configuration, tables=[Table(["made with", ""], rows)], folded=folded)
+
+
+def name_of(material: Material, key: str) -> str:
+    """What to call a figure; the NLL says whose change of volume it is."""
+    name = KNOWN.get(key, (key.replace("_", " "), ""))[0]
+    return f"{name} (decoder)" if key == "nll" and not material.flow.is_bijective else name
 
 
 def own_figures(material: Material) -> Mapping[str, Any]:

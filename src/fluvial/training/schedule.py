@@ -7,6 +7,8 @@ from typing import Literal
 Schedule = Literal["cosine", "one-cycle", "constant"]
 DEFAULT_STEPS = 10_000
 VALIDATIONS = 50
+# Steps between two validations at least: short runs are not spent on looking at themselves.
+SHORTEST = 20
 LONG_EPOCH = 1000
 
 
@@ -67,7 +69,7 @@ class Rhythm:
         """About 50 validations over the budget, and at least one per epoch where epochs are longer than 1000 steps."""
         if validate_every is not None:
             return cls(validate_every, None)
-        every = None if budget.steps is None else math.ceil(budget.steps / VALIDATIONS)
+        every = None if budget.steps is None else max(SHORTEST, math.ceil(budget.steps / VALIDATIONS))
         if budget.steps_per_epoch >= LONG_EPOCH:
             every = budget.steps_per_epoch if every is None else min(every, budget.steps_per_epoch)
         return cls(every, None if budget.max_time is None else budget.max_time / VALIDATIONS)
