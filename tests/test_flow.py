@@ -490,7 +490,10 @@ def test_a_graph_is_kept_only_where_a_gradient_is_asked():
     assert flow.train().log_prob(x, c).requires_grad
     flow.eval()
     assert not flow.log_prob(x, c).requires_grad
-    assert not flow.sample_and_log_prob((), c)[1].requires_grad
+    values = [flow.encode(x, c), flow.decode(x, c), flow.reconstruct(x, c), flow.sample((), c), *flow.sample_and_log_prob((), c)]
+    assert not any(value.requires_grad for value in values)
+    assert flow.decode(x.clone().requires_grad_(), c).requires_grad
+    assert flow.sample((), c.clone().requires_grad_()).requires_grad
     assert flow.log_prob(x.clone().requires_grad_(), c).requires_grad
     assert flow.log_prob(x, c.clone().requires_grad_()).requires_grad
     with torch.no_grad():
@@ -644,7 +647,8 @@ def test_distribution_of_torch():
     x = distribution.sample((4,))
     assert x.shape == (4, 3, 2)
     assert not x.requires_grad
-    assert distribution.rsample((4,)).requires_grad
+    assert flow.train().distribution(c).rsample((4,)).requires_grad
+    flow.eval()
     torch.testing.assert_close(distribution.log_prob(x), flow.log_prob(x, c))
     larger = distribution.expand((5, 3))
     assert (larger.batch_shape, larger.sample().shape, larger.log_prob(x[:, None]).shape) == ((5, 3), (5, 3, 2), (4, 5, 3))

@@ -33,7 +33,7 @@ class FlowDistribution(torch.distributions.Distribution):
         return self.flow.log_prob(value, self.c)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Shape (*sample, *batch, *event), differentiable in the flow's parameters."""
+        """Shape (*sample, *batch, *event), differentiable in c, and in training mode in the flow's parameters."""
         return self.flow.sample(tuple(sample_shape), self.c)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":

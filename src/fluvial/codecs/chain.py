@@ -32,6 +32,7 @@ class Chain(Codec):
     """
 
     def __new__(cls, parts: Sequence[Codec] = (), *args: Any, **kwargs: Any) -> "Chain":
+        """A chain of bijections is one itself."""
         bijective = len(parts) > 0 and all(isinstance(part, Bijection) for part in parts)
         return super().__new__(_BijectiveChain if cls is Chain and bijective else cls)
 
@@ -94,6 +95,7 @@ class Inverse(Codec):
     """
 
     def __new__(cls, codec: Codec | None = None, *args: Any, **kwargs: Any) -> "Inverse":
+        """The inverse of a bijection is one itself."""
         return super().__new__(_BijectiveInverse if cls is Inverse and isinstance(codec, Bijection) else cls)
 
     def __init__(self, codec: Codec) -> None:

@@ -15,16 +15,19 @@ from fluvial.runs import Run
 ROWS = (
     ("nll", "test NLL{decoder}, nats", ("truth", "uniform", "kernel_density")),
     ("nll_encoder", "test NLL (encoder), nats", ()),
+    ("nll_preimage", "test NLL (decoder, at the preimage)", ()),
     ("gap", "encoder − decoder, nats", ()),
     ("reconstruction_mean", "reconstruction, mean distance", ("pca",)),
     ("reconstruction", "reconstruction, root mean square", ("pca",)),
     ("c2st", "C2ST accuracy of samples", ("pca",)),
     ("c2st_auc", "C2ST area under the curve", ("pca",)),
+    ("c2st_rounded", "C2ST accuracy, rounded to the data's steps", ("pca",)),
+    ("c2st_auc_rounded", "C2ST area under the curve, rounded", ("pca",)),
     ("normalisation", "integral of the density", ()),
 )
 EXCESS = "  above the true density"
 REFERENCES = {"truth": "true density", "uniform": "uniform", "kernel_density": "kernel density", "pca": "PCA + Gaussian"}
-IDEAL = {"c2st": "0.5: cannot be told from data", "c2st_auc": "0.5", "normalisation": "1"}
+IDEAL = {"c2st": "0.5: cannot be told from data", "c2st_auc": "0.5", "c2st_rounded": "0.5", "c2st_auc_rounded": "0.5", "normalisation": "1"}
 SAME = ("data", "split", "flow", "objective")
 
 

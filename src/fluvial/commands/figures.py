@@ -1,6 +1,8 @@
 """The figures of one run on its test rows, beside what they must beat."""
 
 import math
+import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,17 +84,30 @@ def _of_flow(flow: "Flow", test: Dataset, seed: int) -> dict[str, Any]:
         encoder = log_prob(flow, x, c, volume="encoder")
         gap = gap_of(encoder, decoder, weight)
         found |= {"nll_encoder": mean_estimate(-encoder, weight), "gap": gap.signed, "gap_rows": gap.absolute}
+        if not flow.is_bottleneck and flow.dim <= KERNEL_DIM:
+            found["nll_preimage"] = _at_preimage(flow, x, c, weight)
     distances = reconstruction(flow, x, c, weight=weight)
     found |= {"reconstruction": distances.rms, "reconstruction_mean": distances.mean}
     if weight is None or bool((weight >= 0).all()):
         generator = torch.Generator(float_of(flow).device).manual_seed(seed)
         with evaluating(flow):
             samples = flow.sample(len(x), generator=generator) if c is None else flow.sample((), c, generator=generator)
-        found |= _similarity(samples, x, c, weight, seed)
+        found |= _similarity(samples, x, c, weight, seed) | _discrete_similarity(samples, test, c, weight, seed)
     if c is None:
         integral = normalisation(flow, x=x if isinstance(flow.manifold, Euclidean) else None, seed=seed)
         found |= {} if integral is None else {"normalisation": integral}
     return found
+
+
+def _at_preimage(flow: "Flow", x: Tensor, c: Condition, weight: Tensor | None) -> Estimate:
+    """The decoder's NLL at the rows themselves rather than at their reconstructions, over the rows whose preimage is found."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the rows without a preimage are counted here
+        exact = log_prob(flow, x, c, at="preimage")
+    solved = torch.isfinite(exact)
+    estimate = mean_estimate(-exact[solved], None if weight is None else weight[solved])
+    lost = int((~solved).sum())
+    return replace(estimate, bad_rows=lost, note=f"{lost} of {len(x)} rows without a preimage are left out" if lost else "")
 
 
 def _similarity(samples: Tensor, x: Tensor, c: Any, weight: Tensor | None, seed: int) -> dict[str, Estimate]:
@@ -107,6 +122,15 @@ def _similarity(samples: Tensor, x: Tensor, c: Any, weight: Tensor | None, seed:
     return {"c2st": score.accuracy, "c2st_auc": score.auc}
 
 
+def _discrete_similarity(samples: Tensor, test: Dataset, c: Any, weight: Tensor | None, seed: int) -> dict[str, Estimate]:
+    """The same after samples of dequantised data have gone back to the steps and the range of the data."""
+    if test.spec.dequantize is None:
+        return {}
+    raw = test.x.to(samples)
+    rounded = test.spec.quantize(samples).clamp(raw.amin(), raw.amax())
+    return {f"{name}_rounded": estimate for name, estimate in _similarity(rounded, raw, c, weight, seed).items()}
+
+
 def _references(flow: "Flow", splits: Splits, seed: int, *, log_prob_of_flow: Tensor) -> dict[str, dict[str, Estimate]]:
     """Figures of simpler models on the same rows, and of the truth where it is known."""
     train, held_out, test = (placed(flow, part, seed=seed) for part in splits)
@@ -117,7 +141,7 @@ def _references(flow: "Flow", splits: Splits, seed: int, *, log_prob_of_flow: Te
     positive = all(part is None or bool((part >= 0).all()) for _, _, part in (train, held_out, test))
     if flow.is_bottleneck:
         if positive and isinstance(flow.manifold, Euclidean) and flow.dim <= min(train[0].flatten(1).shape):
-            found["pca"] = _of_pca(train[0], train[2], x, weight, flow.dim, seed)
+            found["pca"] = _of_pca(train[0], train[2], x, weight, flow.dim, splits.test, seed)
         return found
     if isinstance(flow.manifold, HasUniform):
         found["uniform"] = {"nll": Estimate(math.log(flow.manifold.total_volume), 0.0)}
@@ -150,7 +174,7 @@ def _of_kernels(manifold: Any, train: Placed, held_out: Placed, test: Placed) ->
     return Estimate(estimate.value, estimate.standard_error, estimate.n, estimate.bad_rows, note)
 
 
-def _of_pca(train: Tensor, train_weight: Tensor | None, x: Tensor, weight: Tensor | None, d: int, seed: int) -> dict[str, Estimate]:
+def _of_pca(train: Tensor, train_weight: Tensor | None, x: Tensor, weight: Tensor | None, d: int, test: Dataset, seed: int) -> dict[str, Estimate]:
     """Principal components of the same dimension, and samples of the Gaussian of their coordinates."""
     pca = pca_gaussian(train, d, weight=train_weight)
     distance = (x - pca.reconstruct(x)).flatten(1).norm(dim=1)
@@ -159,4 +183,5 @@ def _of_pca(train: Tensor, train_weight: Tensor | None, x: Tensor, weight: Tenso
         "reconstruction": rms_estimate(distance, weight),
         "reconstruction_mean": mean_estimate(distance, weight),
         **_similarity(samples, x, None, weight, seed),
+        **_discrete_similarity(samples, test, None, weight, seed),
     }

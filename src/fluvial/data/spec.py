@@ -92,6 +92,13 @@ class DataSpec:
             x = x + _scaled(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device), self.noise)
         return x if x is clean or self.manifold is None else self.manifold.project(x)
 
+    def quantize(self, x: Tensor) -> Tensor:
+        r"""Back from dequantised numbers to the steps of the data: ⌊x/w⌋ w where a width w is declared. Shape (\*batch, \*event)."""
+        if self.dequantize is None:
+            return x
+        width = _scaled(torch.ones_like(x), self.dequantize)
+        return torch.where(width > 0, torch.floor(x / torch.where(width > 0, width, 1.0)) * width, x)
+
     def is_perturbed(self) -> Tensor:
         """Which entries of the flattened event get noise of either kind, shape (prod(event),), bool."""
         flat = torch.zeros(math.prod(self.event_shape), dtype=torch.bool)

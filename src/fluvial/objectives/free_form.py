@@ -40,8 +40,8 @@ class FreeFormLikelihood(Objective):
     ``surrogate``. All terms are in the coordinates of the flow's free-form part (standardised where the flow standardises).
 
     With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
-    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the
-    tolerance (half of it towards the end) and slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
+    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the tolerance (half of it
+    towards the end) and slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
     5(D − d)/error, so large that the reconstruction stays on its plateau.
 
     Args:

@@ -9,12 +9,15 @@ from fluvial.metrics.estimate import Estimate
 # Key -> (what to call it, what it is).
 KNOWN = {
     "nll": ("test NLL", "mean negative log-likelihood of held-out rows, nats; the density that samples come from; lower is better"),
+    "nll_preimage": ("test NLL (decoder, at the preimage)", "the decoder's density at the data themselves, where decode(z) = x is solved"),
     "nll_encoder": ("test NLL (encoder)", "the same with the encoder's change of volume: a check on the first, not a density"),
     "gap_rows": ("gap", "mean |NLL encoder − NLL decoder| of single rows, nats; 0 where the networks are inverses"),
     "reconstruction": ("reconstruction", "root mean square of |x − decode(encode(x))|, in the units of the data"),
     "n": ("rows", "number of held-out rows"),
     "c2st": ("C2ST", "accuracy of a classifier that tells samples from data; 0.5 if it cannot"),
     "c2st_auc": ("C2ST, area under the curve", "the same classifier; 0.5 if it cannot"),
+    "c2st_rounded": ("C2ST, rounded", "the same after samples went back to the steps and the range of the data"),
+    "c2st_auc_rounded": ("C2ST, rounded, area under the curve", "the same classifier; 0.5 if it cannot"),
     "gap": ("NLL encoder − NLL decoder", "mean over the rows, nats"),
     "reconstruction_mean": ("reconstruction, mean", "mean of |x − decode(encode(x))|, in the units of the data"),
     "excess": ("NLL above the true density", "mean over the rows of the difference to the true density, nats; 0 is perfect"),
