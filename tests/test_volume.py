@@ -244,6 +244,19 @@ def test_linearize_projects():
     torch.testing.assert_close(push(t)[1], torch.func.jvp(lambda y: Sphere(1).project(codec.encode(y)), (x,), (t[1],))[1])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_dropout_of_the_derivative_is_that_of_the_value(count):
+    codec = FreeForm(nn.Sequential(nn.Linear(3, 64, bias=False), nn.Dropout(0.5), nn.Linear(64, 3, bias=False)), nn.Linear(3, 3))
+    x = torch.randn(5, 3)
+    before = torch.get_rng_state()
+    value, _, push = linearize(codec, "encode", x)
+    after = torch.get_rng_state()
+    # Once its mask is drawn, this network is linear.
+    torch.testing.assert_close(push(x.expand(count, 5, 3).clone()), value.expand(count, 5, 3))
+    assert not torch.equal(before, after)
+    assert torch.equal(after, torch.get_rng_state())
+
+
 # ----------------------------------------------------------------------------------------------------------------------- exact
 
 

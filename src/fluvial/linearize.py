@@ -1,10 +1,12 @@
 """A map together with its derivative: fused where the network offers it, by function transforms for any other module."""
 
+import itertools
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fluvial.codecs import Chain, Codec, FreeForm, Inverse
 from fluvial.codecs.free_form import call
@@ -56,7 +58,7 @@ def _linearize(codec: Codec, side: str, x: Tensor, c: Condition) -> tuple[Tensor
         net = codec.encoder if side == "encode" else codec.decoder
         if isinstance(net, HasLinearize):
             return net.linearize(x, c)
-        return _by_transform(lambda y: call(net, y, c), x)
+        return _by_transform(_same_masks(lambda y: call(net, y, c), net, x.device), x)
     return _by_transform(lambda y: getattr(codec, side)(y, c), x)
 
 
@@ -77,6 +79,26 @@ def _by_transform(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Pu
         return torch.func.vmap(lambda one: torch.func.jvp(fn, (x,), (one,))[1], randomness="same")(t)
 
     return fn(x), push
+
+
+def _same_masks(fn: Callable[[Tensor], Tensor], net: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """fn, drawing in every later call the random numbers of its first: the derivative of a network with dropout is that of the value drawn."""
+    if not net.training or torch.compiler.is_compiling() or not any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in net.modules()):
+        return fn
+    devices = [device] if device.type == "cuda" else []
+    state = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in devices]
+    calls = itertools.count()
+
+    def replayed(x: Tensor) -> Tensor:
+        if next(calls) == 0:
+            return fn(x)
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(state[0])
+            for d, s in zip(devices, state[1]):
+                torch.cuda.set_rng_state(s, d)
+            return fn(x)
+
+    return replayed
 
 
 def _by_double_vjp(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Push]:

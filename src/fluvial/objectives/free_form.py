@@ -40,8 +40,8 @@ class FreeFormLikelihood(Objective):
     ``surrogate``. All terms are in the coordinates of the flow's free-form part (standardised where the flow standardises).
 
     With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
-    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the tolerance (half of it
-    towards the end) and slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
+    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the tolerance (a quarter of
+    it at the end) and slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
     5(D − d)/error, so large that the reconstruction stays on its plateau.
 
     Args:
@@ -163,9 +163,9 @@ class FreeFormLikelihood(Objective):
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Exact decoder and encoder NLL, root mean square reconstruction error in the units of the data, and the monitor.
 
-        The monitor is the decoder NLL where the gap is within tolerance, and rises with any excess: a decoder NLL that the encoder does
-        not confirm is not a likelihood. With a bottleneck it is NLL + (D − d)/2 · log(squared reconstruction error), the joint likelihood
-        under the best isotropic noise off the manifold, to which every β is comparable.
+        The monitor is the larger of the two NLLs, which within tolerance of the gap agree, and rises with any excess: the smaller one may
+        owe what it gains to the networks' disagreement. With a bottleneck it is NLL + (D − d)/2 · log(squared reconstruction error), the
+        joint likelihood under the best isotropic noise off the manifold, to which every β is comparable.
         """
         flow = _free_form(flow)
         nll = -flow.log_prob(batch.x, batch.c)
@@ -177,8 +177,9 @@ class FreeFormLikelihood(Objective):
             monitor = mean_nll + 0.5 * (flow.manifold.dim - flow.dim) * torch.log(square.clamp_min(torch.finfo(square.dtype).tiny))
             return {"monitor": monitor, "nll": nll, "reconstruction": reconstruction}
         nll_encoder = -flow.log_prob(batch.x, batch.c, volume="encoder")
-        gap = (weighted_mean(nll_encoder, batch.weight) - mean_nll).abs()
-        monitor = mean_nll + 2 * (gap - self._tolerance(flow)).clamp_min(0)
+        mean_encoder = weighted_mean(nll_encoder, batch.weight)
+        gap = (mean_encoder - mean_nll).abs()
+        monitor = torch.maximum(mean_nll, mean_encoder) + 2 * (gap - self._tolerance(flow)).clamp_min(0)
         return {"monitor": monitor, "nll": nll, "nll_encoder": nll_encoder, "reconstruction": reconstruction, "gap": gap}
 
     @torch.no_grad()
@@ -204,8 +205,8 @@ class FreeFormLikelihood(Objective):
         # error on these few rows, since rows that disagree widely only seem to agree in the mean.
         self.gap.copy_(gap if bool(torch.isnan(self.gap)) else 0.7 * self.gap + 0.3 * gap)
         bound = self.gap.abs() + per_row.std(correction=0) / math.sqrt(len(per_row))
-        # Half the tolerance at the end, where the small learning rate has brought the networks together.
-        target = (1 - 0.5 * progress.fraction) * self._tolerance(flow)
+        # A quarter of the tolerance at the end, where the small learning rate has brought the networks together.
+        target = (1 - 0.75 * progress.fraction) * self._tolerance(flow)
         # Up fast, because an inconsistent pair learns nothing true; down slowly, to find the smallest β that holds.
         move = torch.log(bound.clamp_min(1e-12) / target).clamp(-1.0, 2.0)
         self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move)).clamp_(math.log(1e-3), math.log(1e7))
