@@ -41,7 +41,7 @@ class FreeFormLikelihood(Objective):
 
     With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
     |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the tolerance (a quarter of
-    it at the end) and slowly down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
+    it at the end) and down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
     5(D − d)/error, so large that the reconstruction stays on its plateau.
 
     Args:
@@ -207,9 +207,9 @@ class FreeFormLikelihood(Objective):
         bound = self.gap.abs() + per_row.std(correction=0) / math.sqrt(len(per_row))
         # A quarter of the tolerance at the end, where the small learning rate has brought the networks together.
         target = (1 - 0.75 * progress.fraction) * self._tolerance(flow)
-        # Up fast, because an inconsistent pair learns nothing true; down slowly, to find the smallest β that holds.
+        # An inconsistent pair learns nothing true, so that far off β may rise twice as fast as it falls.
         move = torch.log(bound.clamp_min(1e-12) / target).clamp(-1.0, 2.0)
-        self.log_beta.add_(torch.where(move > 0, 0.25 * move, 0.05 * move)).clamp_(math.log(1e-3), math.log(1e7))
+        self.log_beta.add_(0.1 * move).clamp_(math.log(1e-3), math.log(1e7))
         return {"beta": self.log_beta.exp(), "gap": self.gap.abs(), "gap_bound": bound}
 
     def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
