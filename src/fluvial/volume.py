@@ -52,15 +52,15 @@ def split(codec: Codec, manifold: Manifold, latent_manifold: Manifold) -> Parts:
     """Cut a codec between the given manifolds into `Parts`."""
     if isinstance(codec, Bijection):
         return Parts(codec, None, None, manifold, latent_manifold)
-    pieces: list[Codec] = list(codec.parts) if isinstance(codec, Chain) else [codec]  # pyright: ignore[reportAssignmentType]
+    pieces: list[Codec] = list(codec.parts) if isinstance(codec, Chain) else [codec]
     free = [k for k, piece in enumerate(pieces) if not isinstance(piece, Bijection)]
     first, last = free[0], free[-1] + 1
     before = Chain(pieces[:first]) if first else None
     after = Chain(pieces[last:]) if last < len(pieces) else None
     return Parts(
-        before,  # pyright: ignore[reportArgumentType]
+        before,
         pieces[first] if last - first == 1 else Chain(pieces[first:last]),
-        after,  # pyright: ignore[reportArgumentType]
+        after,
         before.codomain if isinstance(before, Bijection) else manifold,
         after.domain if isinstance(after, Bijection) else latent_manifold,
     )
@@ -127,27 +127,73 @@ def surrogate(
     References:
         Draxler et al. (2023), arXiv:2310.16624; Sorrenson et al. (2023), arXiv:2306.01843 and arXiv:2312.09852.
     """
-    core, space, latent = _core(parts), parts.manifold, parts.latent_manifold
-    plan = probe if probe != "auto" else ("data" if space.dim <= 2 * latent.dim else "latent")
+    plan = probe if probe != "auto" else ("data" if parts.manifold.dim <= 2 * parts.latent_manifold.dim else "latent")
+
+    def draw(manifold: Manifold, at: Tensor) -> Tensor:
+        v = random_tangent(manifold, at, probes, generator=generator)
+        return v if scale == "intrinsic" else v * math.sqrt(math.prod(manifold.event_shape) / manifold.dim)
+
     rows = len(x) if fraction >= 1 else max(1, math.ceil(fraction * len(x)))
-    head, tail = x[:rows], x[rows:]
-    c_head, c_tail = transform(c, lambda leaf: leaf[:rows]), transform(c, lambda leaf: leaf[rows:])
     with torch.enable_grad():
-        z, z_raw, x_rec, x_raw, s = _PLANS[plan](core, space, latent, head, c_head, probes, scale, generator)
+        head = _PLANS[plan](parts, x[:rows], transform(c, lambda leaf: leaf[:rows]), draw)
     if rows == len(x):
-        return Surrogate(z, x_rec, s, z_raw, x_raw)
-    raw = core.encode(tail, c_tail)
-    z_tail = latent.project(raw)
-    raw_rec = core.decode(z_tail, c_tail)
-    s = torch.cat([s * (len(x) / rows), s.new_zeros(len(tail))])
-    joined = (torch.cat(pair) for pair in ((z, z_tail), (x_rec, space.project(raw_rec)), (z_raw, raw), (x_raw, raw_rec)))
-    z, x_rec, z_raw, x_raw = joined
-    return Surrogate(z, x_rec, s, z_raw, x_raw)
+        return head
+    tail = _without_value(parts, x[rows:], transform(c, lambda leaf: leaf[rows:]))
+    whole = Surrogate(*(torch.cat(pair) for pair in zip(head, tail)))
+    return whole._replace(value=whole.value * (len(x) / rows))
 
 
-def _probe(manifold: Manifold, at: Tensor, count: int, scale: ProbeScale, generator: torch.Generator | None) -> Tensor:
-    v = random_tangent(manifold, at, count, generator=generator)
-    return v if scale == "intrinsic" else v * math.sqrt(math.prod(manifold.event_shape) / manifold.dim)
+Draw = Callable[[Manifold, Tensor], Tensor]  # K probes (K, *at.shape) in the tangent spaces of a manifold
+
+
+def _data_plan(parts: Parts, x: Tensor, c: Condition, draw: Draw) -> Surrogate:
+    w = draw(parts.manifold, x)
+    z, z_raw, push = linearize(_core(parts), "encode", x, c, manifold=parts.latent_manifold)
+    x_rec, x_raw, u = _decode_and_pull(parts, z, c, w)
+    return Surrogate(z, x_rec, _inner(u, push(w)), z_raw, x_raw)
+
+
+def _latent_plan(parts: Parts, x: Tensor, c: Condition, draw: Draw) -> Surrogate:
+    z, z_raw, push = linearize(_core(parts), "encode", x, c, manifold=parts.latent_manifold)
+    v = draw(parts.latent_manifold, z.detach())
+    x_rec, x_raw, t = _decode_and_push(parts, z, c, v)
+    # J_g v is tangent at x̂; the encoder is differentiated at x.
+    return Surrogate(z, x_rec, _inner(v, push(parts.manifold.to_tangent(x, t))), z_raw, x_raw)
+
+
+def _latent_vjp_plan(parts: Parts, x: Tensor, c: Condition, draw: Draw) -> Surrogate:
+    def encode(y: Tensor) -> tuple[Tensor, Tensor]:
+        raw = _core(parts).encode(y, c)
+        return parts.latent_manifold.project(raw), raw
+
+    if torch.compiler.is_compiling():
+        z, pull, z_raw = torch.func.vjp(encode, x, has_aux=True)
+    else:
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        z, z_raw = encode(x)
+
+        def pull(one: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(z, x, one, create_graph=True)
+
+    v = draw(parts.latent_manifold, z.detach())
+    x_rec, x_raw, t = _decode_and_push(parts, z, c, v)
+    rows = torch.stack([pull(one)[0] for one in v.unbind(0)])
+    return Surrogate(z, x_rec, _inner(rows, parts.manifold.to_tangent(x.detach(), t)), z_raw, x_raw)
+
+
+def _without_value(parts: Parts, x: Tensor, c: Condition) -> Surrogate:
+    z_raw = _core(parts).encode(x, c)
+    z = parts.latent_manifold.project(z_raw)
+    x_raw = _core(parts).decode(z, c)
+    return Surrogate(z, parts.manifold.project(x_raw), x.new_zeros(len(x)), z_raw, x_raw)
+
+
+_PLANS: dict[str, Callable[[Parts, Tensor, Condition, Draw], Surrogate]] = {
+    "data": _data_plan,
+    "latent": _latent_plan,
+    "latent_vjp": _latent_vjp_plan,
+}
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -155,63 +201,24 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(2).sum(-1).mean(0)
 
 
-def _data_plan(core, space, latent, x, c, count, scale, generator):  # noqa: ANN001, ANN202
-    w = _probe(space, x, count, scale, generator)
-    z, z_raw, push = linearize(core, "encode", x, c, manifold=latent)
-    x_raw, x_rec, u = _decode_and_pull(core, space, z, c, w)
-    return z, z_raw, x_rec, x_raw, _inner(u, push(w))
-
-
-def _latent_plan(core, space, latent, x, c, count, scale, generator):  # noqa: ANN001, ANN202
-    z, z_raw, push = linearize(core, "encode", x, c, manifold=latent)
-    v = _probe(latent, z.detach(), count, scale, generator)
-    x_rec, x_raw, t = _decode_and_push(core, space, z, c, v)
-    # J_g v is tangent at x̂; the encoder is differentiated at x.
-    return z, z_raw, x_rec, x_raw, _inner(v, push(space.to_tangent(x, t)))
-
-
-def _latent_vjp_plan(core, space, latent, x, c, count, scale, generator):  # noqa: ANN001, ANN202
-    if torch.compiler.is_compiling():
-        z, pull, z_raw = torch.func.vjp(lambda y: _projected(core, y, c, latent), x, has_aux=True)
-    else:
-        if not x.requires_grad:
-            x = x.detach().requires_grad_()
-        z, z_raw = _projected(core, x, c, latent)
-
-        def pull(one: Tensor) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(z, x, one, create_graph=True)
-
-    v = _probe(latent, z.detach(), count, scale, generator)
-    x_rec, x_raw, t = _decode_and_push(core, space, z, c, v)
-    rows = torch.stack([pull(one)[0] for one in v.unbind(0)])
-    return z, z_raw, x_rec, x_raw, _inner(rows, space.to_tangent(x.detach(), t))
-
-
-_PLANS: dict[str, Callable] = {"data": _data_plan, "latent": _latent_plan, "latent_vjp": _latent_vjp_plan}
-
-
-def _projected(core: Codec, x: Tensor, c: Condition, manifold: Manifold) -> tuple[Tensor, Tensor]:
-    raw = core.encode(x, c)
-    return manifold.project(raw), raw
-
-
-def _decode_and_pull(core: Codec, space: Manifold, z: Tensor, c: Condition, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x̂ with graph, and SG(J_gᵀ w) for the K cotangents w."""
+def _decode_and_pull(parts: Parts, z: Tensor, c: Condition, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x̂ and g(z) with graph, and SG(J_gᵀ w) for the K cotangents w."""
+    core, space = _core(parts), parts.manifold
     if torch.compiler.is_compiling():
         # autograd.grad cannot be traced; the compiler shares what the second forward pass repeats.
         x_raw = core.decode(z, c)
         _, pull = torch.func.vjp(lambda y: space.project(core.decode(y, c)), z.detach())
-        return x_raw, space.project(x_raw), torch.stack([pull(one)[0] for one in w.unbind(0)]).detach()
+        return space.project(x_raw), x_raw, torch.stack([pull(one)[0] for one in w.unbind(0)]).detach()
     if not z.requires_grad:
         z = z.detach().requires_grad_()
     x_raw = core.decode(z, c)
     x_rec = space.project(x_raw)
-    return x_raw, x_rec, torch.stack([torch.autograd.grad(x_rec, z, one, retain_graph=True)[0] for one in w.unbind(0)])
+    return x_rec, x_raw, torch.stack([torch.autograd.grad(x_rec, z, one, retain_graph=True)[0] for one in w.unbind(0)])
 
 
-def _decode_and_push(core: Codec, space: Manifold, z: Tensor, c: Condition, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x̂ with graph, and SG(J_g v) for the K tangents v."""
-    x_rec, x_raw, push = linearize(core, "decode", z, c, manifold=space)
+def _decode_and_push(parts: Parts, z: Tensor, c: Condition, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x̂ and g(z) with graph, and SG(J_g v) for the K tangents v."""
+    x_rec, x_raw, push = linearize(_core(parts), "decode", z, c, manifold=parts.manifold)
     if torch.compiler.is_compiling():
         return x_rec, x_raw, push(v).detach()
     with torch.no_grad():
