@@ -154,7 +154,7 @@ def test_conditions_need_one_entry_per_row():
 
 def test_figures_of_a_data_set():
     found = figures(linear_flow(2 * torch.eye(2), torch.eye(2) / 2), as_dataset(2 * gaussian(300, 2)))
-    assert list(found) == ["nll", "nll_encoder", "gap", "reconstruction", "n"]
+    assert list(found) == ["nll", "nll_encoder", "gap", "gap_rows", "reconstruction", "n"]
     assert found["n"].value == 300
     assert found["gap"].value == pytest.approx(0, abs=1e-5)
     assert abs(found["nll"].value - (1 + math.log(2 * math.pi) + 2 * math.log(2))) < 4 * found["nll"].standard_error
