@@ -103,7 +103,7 @@ def test_version_and_bare_call(capsys):
         (["fit", "moons", "--resume"], "there is no run of moons"),
         (["evaluate", "moons"], "there is no run 'moons'"),
         (["sample", "moons", "-n", "0", "-o", "a.csv"], "expected a positive whole number"),
-        (["sample", "moons", "-n", "5", "-o", "a.root"], "come with the extra 'events' (pip install 'fluvial[events]')"),
+        (["sample", "moons", "-n", "5", "-o", "a.root"], "come with the extra 'events', which this version does not bring yet"),
         (["sample", "moons", "-n", "5", "-o", "a.lhe"], "'events'"),
         (["sample", "moons", "-n", "5", "-o", "a.hepmc"], "'events'"),
         (["sample", "moons", "-n", "5", "-o", "a.xyz"], "'molecules'"),
@@ -163,7 +163,7 @@ def test_show_prints_the_recipe_and_does_nothing(tmp_path, monkeypatch, capsys):
     assert main(["fit", "moons", "--show", "--flow.width", "32"]) == 0
     printed = capsys.readouterr().out
     assert "width: 32" in printed
-    assert "learning_rate: 0.001" in printed
+    assert "warmup: 200" in printed
     assert not list(tmp_path.iterdir())
 
 

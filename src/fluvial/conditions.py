@@ -1,6 +1,7 @@
 """Conditions: a tensor, or a dict of tensors, that a density depends on."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,6 +29,18 @@ def leaves(c: Condition) -> dict[str, Tensor]:
     if c is None:
         return {}
     return dict(c) if isinstance(c, dict) else {"c": c}
+
+
+def draw_shape(n: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The n of ``sample(n)`` as a shape: an int is one axis, () one draw.
+
+    Raises:
+        TypeError: If it is neither an int nor a tuple of ints.
+    """
+    try:
+        return tuple(operator.index(k) for k in n) if isinstance(n, tuple | list) else (operator.index(n),)
+    except TypeError:
+        raise TypeError(f"sample: n must be an int or a tuple of ints, got {n!r}") from None
 
 
 def transform(c: Condition, fn: Callable[[Tensor], Tensor]) -> Condition:

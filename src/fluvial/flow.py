@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fluvial.bases import Base
 from fluvial.codecs import Bijection, Chain, Codec, FreeForm
-from fluvial.conditions import Condition, as_rows, batch_shape, condition_shape, expand_flat, leaves, transform
+from fluvial.conditions import Condition, as_rows, batch_shape, condition_shape, draw_shape, expand_flat, leaves, transform
 from fluvial.distribution import FlowDistribution
 from fluvial.manifolds import Euclidean, Manifold
 from fluvial.preimage import implicit, preimage
@@ -313,7 +313,7 @@ class Flow(nn.Module):
     def _expand(self, n: int | tuple[int, ...], c: Condition) -> tuple[tuple[int, ...], Condition]:
         """The full sample shape (*n, *batch(c)) and one row of conditions for each sample."""
         self._check_condition(c)
-        shape = (*((n,) if isinstance(n, int) else tuple(n)), *(batch_shape(c, self.condition) if c is not None else ()))
+        shape = (*draw_shape(n), *(batch_shape(c, self.condition) if c is not None else ()))
         return shape, expand_flat(c, shape, self.condition)
 
     def _check_condition(self, c: Condition) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluvial.conditions import Condition, batch_shape, leaves, transform
+from fluvial.conditions import Condition, batch_shape, draw_shape, leaves, transform
 from fluvial.flow import Flow
 
 Sample = dict[str, Tensor]
@@ -104,7 +104,7 @@ class Joint(nn.Module):
 
     def sample(self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None) -> Sample:
         r"""Draw every factor in order: a dict of entries (\*n, \*batch(c), \*event), 0 where absent."""
-        shape = (*((n,) if isinstance(n, int) else tuple(n)), *batch_shape(c))
+        shape = (*draw_shape(n), *batch_shape(c))
         drawn: Sample = {}
         for name, factor in self.factors.items():
             there = self._is_present(name, drawn, shape)
@@ -119,7 +119,7 @@ class Joint(nn.Module):
         self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None
     ) -> tuple[Sample, Tensor]:
         r"""Draws, and the log-density of exactly these draws (that of their own latent for free-form factors), shape (\*n, \*batch(c))."""
-        shape = (*((n,) if isinstance(n, int) else tuple(n)), *batch_shape(c))
+        shape = (*draw_shape(n), *batch_shape(c))
         drawn: Sample = {}
         total = None
         for name, factor in self.factors.items():

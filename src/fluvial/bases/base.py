@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from fluvial.conditions import Condition, batch_shape
+from fluvial.conditions import Condition, batch_shape, draw_shape
 from fluvial.manifolds import Manifold
 
 
@@ -30,7 +30,7 @@ class Base(nn.Module, ABC):
 
 def sample_shape(n: int | tuple[int, ...], c: Condition = None) -> tuple[int, ...]:
     """(*n, *batch(c))."""
-    return (*((n,) if isinstance(n, int) else tuple(n)), *batch_shape(c))
+    return (*draw_shape(n), *batch_shape(c))
 
 
 def count(shape: tuple[int, ...]) -> int:

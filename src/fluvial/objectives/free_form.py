@@ -163,8 +163,8 @@ class FreeFormLikelihood(Objective):
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Exact decoder and encoder NLL, root mean square reconstruction error in the units of the data, and the monitor.
 
-        The monitor is the larger of the two NLLs, which within tolerance of the gap agree, and rises with any excess: the smaller one may
-        owe what it gains to the networks' disagreement. With a bottleneck it is NLL + (D − d)/2 · log(squared reconstruction error), the
+        The monitor takes for every row the larger of the two NLLs, which agree where the networks do, and rises with any excess of the gap:
+        the smaller one may owe what it gains to a disagreement. With a bottleneck it is NLL + (D − d)/2 · log(squared reconstruction error), the
         joint likelihood under the best isotropic noise off the manifold, to which every β is comparable.
         """
         flow = _free_form(flow)
@@ -177,9 +177,8 @@ class FreeFormLikelihood(Objective):
             monitor = mean_nll + 0.5 * (flow.manifold.dim - flow.dim) * torch.log(square.clamp_min(torch.finfo(square.dtype).tiny))
             return {"monitor": monitor, "nll": nll, "reconstruction": reconstruction}
         nll_encoder = -flow.log_prob(batch.x, batch.c, volume="encoder")
-        mean_encoder = weighted_mean(nll_encoder, batch.weight)
-        gap = (mean_encoder - mean_nll).abs()
-        monitor = torch.maximum(mean_nll, mean_encoder) + 2 * (gap - self._tolerance(flow)).clamp_min(0)
+        gap = (weighted_mean(nll_encoder, batch.weight) - mean_nll).abs()
+        monitor = weighted_mean(torch.maximum(nll, nll_encoder), batch.weight) + 2 * (gap - self._tolerance(flow)).clamp_min(0)
         return {"monitor": monitor, "nll": nll, "nll_encoder": nll_encoder, "reconstruction": reconstruction, "gap": gap}
 
     @torch.no_grad()
