@@ -126,7 +126,7 @@ class Flow(nn.Module):
         with torch.set_grad_enabled(differentiable):
             c = self._embed(c)
             if self.is_bijective:
-                z, ladj = self.codec.encode_ladj(x, c)  # pyright: ignore[reportCallIssue]
+                z, ladj = self.codec.encode_ladj(x, c)
                 return (self.base.log_prob(z, as_rows(c)) + ladj).view(batch)
             one = x.new_zeros(1, *self.latent_manifold.event_shape)
             chunk = rows_per_chunk(self.codec, self.manifold, self.latent_manifold, one, c) if len(x) else 1
@@ -167,7 +167,7 @@ class Flow(nn.Module):
             c = self._embed(c)
             z = self._draw(shape, c, generator)
             if self.is_bijective:
-                x, ladj = self.codec.decode_ladj(z, c)  # pyright: ignore[reportCallIssue]
+                x, ladj = self.codec.decode_ladj(z, c)
                 return x.view(*shape, *self.manifold.event_shape), (self.base.log_prob(z, as_rows(c)) - ladj).view(shape)
             chunk = rows_per_chunk(self.codec, self.manifold, self.latent_manifold, z, c) if len(z) else 1
             pieces = [self._decode_density(z[k : k + chunk], _rows(c, slice(k, k + chunk))) for k in range(0, len(z), chunk)]
@@ -245,7 +245,7 @@ class Flow(nn.Module):
         if after is not None:
             z, ladj = after.decode_ladj(z, c)
             log_p = log_p - ladj
-        x, jacobian = decoder_jacobian(core, space, latent, z, c)  # pyright: ignore[reportArgumentType]
+        x, jacobian = decoder_jacobian(core, space, latent, z, c)
         log_p = log_p - log_abs_det(jacobian) + latent.log_volume(z) - space.log_volume(x)
         if before is not None:
             x, ladj = before.decode_ladj(x, c)
@@ -263,7 +263,7 @@ class Flow(nn.Module):
         if before is not None:
             x, ladj = before.encode_ladj(x, c)
             log_p = log_p + ladj
-        z, jacobian = encoder_jacobian(core, space, latent, x, c)  # pyright: ignore[reportArgumentType]
+        z, jacobian = encoder_jacobian(core, space, latent, x, c)
         log_p = log_p + log_abs_det(jacobian) + latent.log_volume(z) - space.log_volume(x)
         if after is not None:
             z, ladj = after.encode_ladj(z, c)

@@ -98,7 +98,7 @@ class Joint(nn.Module):
             event = value.ndim - len(batch)
             flat = value.reshape(-1, *value.shape[value.ndim - event :] if event else ())[rows]
             condition = transform(self._condition(name, x, c, batch), lambda leaf: leaf[rows])  # noqa: B023
-            log_p = factor.log_prob(flat, condition)  # pyright: ignore[reportCallIssue]
+            log_p = factor.log_prob(flat, condition)
             found[name] = log_p.new_zeros(there.numel()).index_copy(0, rows, log_p).view(batch)
         return found
 
@@ -110,7 +110,7 @@ class Joint(nn.Module):
             there = self._is_present(name, drawn, shape)
             rows = there.reshape(-1).nonzero().squeeze(-1)
             condition = transform(self._condition(name, drawn, c, shape), lambda leaf: leaf[rows])  # noqa: B023
-            value = factor.sample(() if condition is not None else len(rows), condition, generator=generator)  # pyright: ignore[reportCallIssue]
+            value = factor.sample(() if condition is not None else len(rows), condition, generator=generator)
             event = value.shape[1:]
             drawn[name] = value.new_zeros(there.numel(), *event).index_copy(0, rows, value).view(*shape, *event)
         return drawn
@@ -128,10 +128,10 @@ class Joint(nn.Module):
             condition = transform(self._condition(name, drawn, c, shape), lambda leaf: leaf[rows])  # noqa: B023
             count = () if condition is not None else len(rows)
             if hasattr(factor, "sample_and_log_prob"):
-                value, log_p = factor.sample_and_log_prob(count, condition, generator=generator)  # pyright: ignore[reportCallIssue]
+                value, log_p = factor.sample_and_log_prob(count, condition, generator=generator)
             else:
-                value = factor.sample(count, condition, generator=generator)  # pyright: ignore[reportCallIssue]
-                log_p = factor.log_prob(value, condition)  # pyright: ignore[reportCallIssue]
+                value = factor.sample(count, condition, generator=generator)
+                log_p = factor.log_prob(value, condition)
             event = value.shape[1:]
             drawn[name] = value.new_zeros(there.numel(), *event).index_copy(0, rows, value).view(*shape, *event)
             part = log_p.new_zeros(there.numel()).index_copy(0, rows, log_p).view(shape)
@@ -174,8 +174,8 @@ class Joint(nn.Module):
     def _batch(self, x: Sample) -> tuple[int, ...]:
         """The common batch shape, read off the first factor, whose event shape is known."""
         name, factor = next(iter(self.factors.items()))
-        event = factor.manifold.event_shape if hasattr(factor, "manifold") else factor.event_shape  # pyright: ignore[reportAttributeAccessIssue]
-        return tuple(x[name].shape[: x[name].ndim - len(event)])  # pyright: ignore[reportArgumentType]
+        event = factor.manifold.event_shape if hasattr(factor, "manifold") else factor.event_shape
+        return tuple(x[name].shape[: x[name].ndim - len(event)])
 
     def _is_present(self, name: str, x: Sample, batch: tuple[int, ...]) -> Tensor:
         device = next((p.device for p in (*self.parameters(), *self.buffers())), None)

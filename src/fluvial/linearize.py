@@ -46,7 +46,7 @@ def linearize(codec: Codec, side: str, x: Tensor, c: Condition = None, *, manifo
 
 def _linearize(codec: Codec, side: str, x: Tensor, c: Condition) -> tuple[Tensor, Push]:
     if isinstance(codec, Chain):
-        parts: list[Codec] = list(codec.parts)  # pyright: ignore[reportAssignmentType]
+        parts: list[Codec] = list(codec.parts)
         pushes = []
         for part in parts if side == "encode" else reversed(parts):
             x, push = _linearize(part, side, x, c)

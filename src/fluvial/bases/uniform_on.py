@@ -38,12 +38,12 @@ class UniformOn(Base):
 
     def log_prob(self, z: Tensor, c: Condition = None) -> Tensor:
         r"""−log vol for every z (\*batch, \*event), shape (\*batch,)."""
-        return z.new_full(z.shape[: z.ndim - len(self.manifold.event_shape)], -math.log(self.manifold.total_volume))  # pyright: ignore[reportAttributeAccessIssue]
+        return z.new_full(z.shape[: z.ndim - len(self.manifold.event_shape)], -math.log(self.manifold.total_volume))
 
     def sample(self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         r"""Draws of shape (\*n, \*batch(c), \*event)."""
         shape = sample_shape(n, c)
-        z = self.manifold.random_uniform(count(shape), generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)  # pyright: ignore[reportAttributeAccessIssue]
+        z = self.manifold.random_uniform(count(shape), generator=generator, dtype=self.anchor.dtype, device=self.anchor.device)
         return z.view(*shape, *self.manifold.event_shape)
 
     def extra_repr(self) -> str:

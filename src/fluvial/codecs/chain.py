@@ -51,13 +51,13 @@ class Chain(Codec):
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:
         """Apply the parts' encoders in order."""
         for part in self.parts:
-            x = part.encode(x, c)  # pyright: ignore[reportCallIssue]
+            x = part.encode(x, c)
         return x
 
     def decode(self, z: Tensor, c: Condition = None) -> Tensor:
         """Apply the parts' decoders in reverse order."""
         for part in reversed(self.parts):
-            z = part.decode(z, c)  # pyright: ignore[reportCallIssue]
+            z = part.decode(z, c)
         return z
 
 
@@ -66,20 +66,20 @@ class _BijectiveChain(Chain, Bijection):
 
     def __init__(self, parts: Sequence[Codec]) -> None:
         super().__init__(parts)
-        self.domain = parts[0].domain  # pyright: ignore[reportAttributeAccessIssue]
-        self.codomain = parts[-1].codomain  # pyright: ignore[reportAttributeAccessIssue]
+        self.domain = parts[0].domain
+        self.codomain = parts[-1].codomain
 
     def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=x.dtype, device=x.device)
         for part in self.parts:
-            x, ladj = part.encode_ladj(x, c)  # pyright: ignore[reportCallIssue]
+            x, ladj = part.encode_ladj(x, c)
             total = total + ladj
         return x, total
 
     def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=z.dtype, device=z.device)
         for part in reversed(self.parts):
-            z, ladj = part.decode_ladj(z, c)  # pyright: ignore[reportCallIssue]
+            z, ladj = part.decode_ladj(z, c)
             total = total + ladj
         return z, total
 
@@ -116,11 +116,11 @@ class Inverse(Codec):
 class _BijectiveInverse(Inverse, Bijection):
     def __init__(self, codec: Codec) -> None:
         super().__init__(codec)
-        self.domain = codec.codomain  # pyright: ignore[reportAttributeAccessIssue]
-        self.codomain = codec.domain  # pyright: ignore[reportAttributeAccessIssue]
+        self.domain = codec.codomain
+        self.codomain = codec.domain
 
     def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
-        return self.codec.decode_ladj(x, c)  # pyright: ignore[reportCallIssue]
+        return self.codec.decode_ladj(x, c)
 
     def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
-        return self.codec.encode_ladj(z, c)  # pyright: ignore[reportCallIssue]
+        return self.codec.encode_ladj(z, c)

@@ -110,7 +110,7 @@ def fit_codec_(codec: Codec, x: Tensor, c: Condition = None, weight: Tensor | No
     """
     if isinstance(codec, Chain):
         for part in codec.parts:
-            fit_codec_(part, x, c, weight)  # pyright: ignore[reportArgumentType]
+            fit_codec_(part, x, c, weight)
             if not isinstance(part, Bijection):
                 return
             if part is not codec.parts[-1]:

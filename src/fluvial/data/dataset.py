@@ -112,8 +112,8 @@ class Dataset:
                 names=None if names is None else tuple(names),
                 condition_names=None if condition_names is None else tuple(condition_names),
                 units=None if units is None else tuple(units),
-                noise=noise,  # pyright: ignore[reportArgumentType]
-                dequantize=dequantize,  # pyright: ignore[reportArgumentType]
+                noise=noise,
+                dequantize=dequantize,
             )
         _check_fit(self.x, self.c, spec)
         self.spec = spec

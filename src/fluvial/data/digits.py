@@ -50,9 +50,9 @@ def digits(
         raise ValueError(f"digits: condition must be 'label' or None, got {condition!r}")
     bunch = load_digits()
     return Dataset(
-        bunch.data.reshape(-1, *shape),  # pyright: ignore[reportAttributeAccessIssue]
-        None if condition is None else np.eye(10)[bunch.target],  # pyright: ignore[reportAttributeAccessIssue]
-        names=bunch.feature_names if len(shape) == 1 else None,  # pyright: ignore[reportAttributeAccessIssue]
+        bunch.data.reshape(-1, *shape),
+        None if condition is None else np.eye(10)[bunch.target],
+        names=bunch.feature_names if len(shape) == 1 else None,
         noise=noise,
         dequantize=dequantize,
         drop_constant=drop_constant,

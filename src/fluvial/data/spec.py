@@ -54,7 +54,7 @@ class DataSpec:
         shape = (self.event_shape,) if isinstance(self.event_shape, int) else tuple(int(k) for k in self.event_shape)
         canonical = {
             "event_shape": shape,
-            "condition": condition_shape(self.condition),  # pyright: ignore[reportArgumentType]
+            "condition": condition_shape(self.condition),
             "names": _texts(self.names, shape, "names"),
             "condition_names": None if self.condition_names is None else tuple(map(str, self.condition_names)),
             "units": _texts(self.units, shape, "units"),

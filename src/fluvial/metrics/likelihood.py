@@ -80,7 +80,7 @@ def reconstruction(flow: nn.Module, x: Tensor, c: Condition = None, *, weight: T
         weight: Weights of the rows, shape (n,), or None.
     """
     with evaluating(flow):
-        distance = _by_rows(lambda rows, cond: (rows - flow.reconstruct(rows, cond)).flatten(1).double().norm(dim=1), x, c)  # pyright: ignore[reportCallIssue]
+        distance = _by_rows(lambda rows, cond: (rows - flow.reconstruct(rows, cond)).flatten(1).double().norm(dim=1), x, c)
     return Reconstruction(rms_estimate(distance, weight), mean_estimate(distance, weight))
 
 
@@ -124,7 +124,7 @@ def log_prob(flow: nn.Module, x: Any, c: Condition = None, *, volume: Volume = "
     # A Joint and other densities know only the defaults.
     chosen = {} if (volume, at) == ("decoder", "reconstruction") else {"volume": volume, "at": at}
     with evaluating(flow):
-        return _by_rows(lambda rows, cond: flow.log_prob(rows, cond, **chosen), x, c)  # pyright: ignore[reportCallIssue]
+        return _by_rows(lambda rows, cond: flow.log_prob(rows, cond, **chosen), x, c)
 
 
 def gap_of(encoder: Tensor, decoder: Tensor, weight: Tensor | None = None) -> Gap:

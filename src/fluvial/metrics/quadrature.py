@@ -109,7 +109,7 @@ def normalisation(
         >>> print(round(normalisation(Flow(Standardize(1), Normal(1))).value, 3))
         1.0
     """
-    manifold: Manifold = flow.manifold  # pyright: ignore[reportAssignmentType]
+    manifold: Manifold = flow.manifold
     if flow.is_bottleneck:
         return None
     if isinstance(manifold, Sphere) and manifold.dim in (1, 2):
@@ -144,7 +144,7 @@ def _refine(
         for start in range(0, len(points), POINTS_AT_A_TIME):
             chunk = manifold.project(points[start : start + POINTS_AT_A_TIME].to(like))
             with evaluating(flow):
-                density = flow.log_prob(chunk, c).double().exp().cpu()  # pyright: ignore[reportCallIssue]
+                density = flow.log_prob(chunk, c).double().exp().cpu()
             total += float((weights[start : start + POINTS_AT_A_TIME] * density).sum())
         difference = abs(total - previous)
         # A grid too coarse to see a peak agrees with one that is too: only two agreements in a row count.
@@ -158,7 +158,7 @@ def _box(flow: nn.Module, c: Condition, x: Tensor | None, seed: int) -> Grid:
     like = float_of(flow)
     generator = torch.Generator(like.device).manual_seed(seed)
     with evaluating(flow):
-        inside = flow.sample(4096, c, generator=generator).flatten(1).double()  # pyright: ignore[reportCallIssue]
+        inside = flow.sample(4096, c, generator=generator).flatten(1).double()
     inside = inside[torch.isfinite(inside).all(1)]
     if x is not None:
         inside = torch.cat([inside, x.to(inside).flatten(1)])

@@ -79,7 +79,7 @@ class ConvolutionalEncoder(nn.Module):
 
         def push(t: Tensor) -> Tensor:
             for a, convolution in zip(inputs, self.convolutions):
-                rows = F.conv2d(t.flatten(0, 1), convolution.weight, stride=2, padding=1)  # pyright: ignore[reportCallIssue,reportArgumentType]
+                rows = F.conv2d(t.flatten(0, 1), convolution.weight, stride=2, padding=1)
                 t = push_activation(self.activation, a, rows.unflatten(0, t.shape[:2]))
             return push_head(F.linear(t.flatten(-3), self.flat.weight))
 
@@ -154,7 +154,7 @@ class ConvolutionalDecoder(nn.Module):
             t = F.linear(push_head(t), self.flat.weight).unflatten(-1, self._start)
             for a, convolution in zip(inputs, self.convolutions):
                 rows = push_activation(self.activation, a, t).flatten(0, 1)
-                rows = F.conv_transpose2d(rows, convolution.weight, stride=2, padding=1)  # pyright: ignore[reportCallIssue,reportArgumentType]
+                rows = F.conv_transpose2d(rows, convolution.weight, stride=2, padding=1)
                 t = rows.unflatten(0, t.shape[:2])
             return t
 

@@ -63,9 +63,9 @@ class MLP(nn.Module):
             h = self._phi(a)
 
         def push(t: Tensor) -> Tensor:
-            t = F.linear(t, self.layers[0].weight[:, : self.features])  # pyright: ignore[reportArgumentType,reportIndexIssue]  # c does not move
+            t = F.linear(t, self.layers[0].weight[:, : self.features])  # c does not move
             for a, layer in zip(inputs, self.layers[1:]):
-                t = F.linear(push_activation(self.activation, a, t), layer.weight)  # pyright: ignore[reportArgumentType]
+                t = F.linear(push_activation(self.activation, a, t), layer.weight)
             return t
 
         return self.layers[-1](h), push
@@ -86,8 +86,8 @@ def join(net: nn.Module, x: Tensor, c: Condition) -> Tensor:
     Raises:
         ValueError: If x or c do not have the declared lengths.
     """
-    features: int = net.features  # pyright: ignore[reportAssignmentType]
-    context: int = net.context  # pyright: ignore[reportAssignmentType]
+    features: int = net.features
+    context: int = net.context
     if x.shape[-1] != features:
         raise ValueError(f"{type(net).__name__}: expected x of shape (*batch, {features}), got {tuple(x.shape)}")
     if context == 0 and c is None:

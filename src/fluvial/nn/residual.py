@@ -98,7 +98,7 @@ class Residual(nn.Module):
         def push(t: Tensor) -> Tensor:
             dh = F.linear(self.input_scale * t, self.first.weight[:, : self.features])  # c does not move
             for a, step in zip(inputs, self.steps):
-                dh = dh + push_activation(self.activation, a, F.linear(dh, step.weight))  # pyright: ignore[reportArgumentType]
+                dh = dh + push_activation(self.activation, a, F.linear(dh, step.weight))
             skip = t if self.skip is None else F.linear(t, self.skip.weight)
             return skip + F.linear(dh, self.last.weight)
 

@@ -32,9 +32,9 @@ class MaximumLikelihood(Objective):
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The mean NLL, as loss."""
-        return {"loss": -weighted_mean(flow.log_prob(batch.x, batch.c), batch.weight)}  # pyright: ignore[reportCallIssue]
+        return {"loss": -weighted_mean(flow.log_prob(batch.x, batch.c), batch.weight)}
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The NLL of every row; its mean is the monitor."""
-        nll = -flow.log_prob(batch.x, batch.c)  # pyright: ignore[reportCallIssue]
+        nll = -flow.log_prob(batch.x, batch.c)
         return {"monitor": weighted_mean(nll, batch.weight), "nll": nll}

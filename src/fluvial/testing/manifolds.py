@@ -63,7 +63,7 @@ def check_manifold(manifold: Manifold, *, draws: int = 20_000) -> None:
     if isinstance(manifold, HasUniform):
         total, error = integrate(manifold, lambda p: p.new_ones(len(p)))
         assert abs(total - manifold.total_volume) <= error + 1e-8 * total, f"total_volume is {manifold.total_volume}, quadrature gives {total}"
-        check_seeding(lambda g: manifold.random_uniform(5, generator=g, dtype=torch.float64), "random_uniform")  # pyright: ignore[reportAttributeAccessIssue]
+        check_seeding(lambda g: manifold.random_uniform(5, generator=g, dtype=torch.float64), "random_uniform")
         check_expectations(manifold, points_on(manifold, 20_000), lambda p: -math.log(total) * p.new_ones(len(p)), "random_uniform")
     assert manifold == copy.deepcopy(manifold), "equality: a copy is not equal"
     assert hash(manifold) == hash(copy.deepcopy(manifold)), "hash: a copy has another hash"

@@ -178,8 +178,8 @@ def _prepare(
     if train is not None:
         if saved is None:
             fit_codec(flow, train, settings.seed)
-        flow.spec = train.spec  # pyright: ignore[reportAttributeAccessIssue]
-    objective.prepare(flow, train)  # pyright: ignore[reportArgumentType]
+        flow.spec = train.spec
+    objective.prepare(flow, train)
     noise = generator(settings.seed, "noise", device)
     batches = Batches(train, settings.batch_size, seed=settings.seed, device=device, noise=noise)
     loop = Loop(

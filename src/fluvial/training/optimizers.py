@@ -46,8 +46,8 @@ class GuardedAdam:
         shrink = None if self.clip is None else (norm / self.clip).clamp_min(1.0)
         if self.fused:
             # The kernel divides by grad_scale and does nothing where found_inf is 1.
-            self.adam.grad_scale = None if shrink is None else shrink.float()  # pyright: ignore[reportAttributeAccessIssue]
-            self.adam.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.adam.grad_scale = None if shrink is None else shrink.float()
+            self.adam.found_inf = skip.float()
             self.adam.step()
         elif not bool(skip):
             for p in self.params:

@@ -87,7 +87,7 @@ def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
 def fit_codec(flow: nn.Module, train: Rows, seed: int) -> None:
     """Let codecs that want to see data see the training rows, with the noise that training adds."""
     if isinstance(train, JointRows):
-        train.fit_codecs(flow)  # pyright: ignore[reportArgumentType]
+        train.fit_codecs(flow)
         return
     codec = getattr(flow, "codec", None)
     if codec is not None:
