@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fluvial.training.fit import fit
     from fluvial.training.settings import training_device
 
-    device = str(training_device(recipe.fit["device"], recipe.fit["precision"]))
+    device = str(training_device(recipe.fit["device"], recipe.fit["precision"] or "32"))
     if started is None:
         place = Run.create(recipe.name) if folder is None else Run(folder)
         place.path.mkdir(parents=True, exist_ok=True)

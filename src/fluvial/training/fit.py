@@ -41,7 +41,7 @@ def fit(
     schedule: Schedule = "cosine",
     seed: int = 0,
     device: str | torch.device = "auto",
-    precision: Precision = "32",
+    precision: Precision | None = None,
     patience: float | None = None,
     validate_every: int | None = None,
     validation_points: int = 4096,
@@ -76,7 +76,7 @@ def fit(
         schedule: "cosine" (to 0 at the end of the budget), "one-cycle" (published for the earth data sets), or "constant".
         seed: Of the split, the order of rows, noise and probes. torch's own random state is left as it was.
         device: "auto" (a CUDA card where there is one), "cpu", "cuda", "cuda:1", "mps".
-        precision: "32", "64", or "bf16" (networks compute in 16 bits, weights have 32).
+        precision: "32", "64", or "bf16" (networks compute in 16 bits, weights have 32); default that of the flow's own weights.
         patience: Validations without improvement after which to stop; inf never stops. Default: 30 % of the budget, at least 10 validations.
         validate_every: Steps between validations. Default: about 50 over the budget, and every pass where one has 1000 steps or more.
         validation_points: Validate on at most so many rows, the same every time.
@@ -103,6 +103,8 @@ def fit(
         >>> fl.fit(flow, fl.data.moons(500), max_steps=20, validate_every=10, progress=False)
         History(2 rows, stopped by max_steps at step 20, best ...)
     """
+    if not isinstance(flow, nn.Module):
+        raise TypeError(f"fit: flow must be a Flow, got {type(flow).__name__}; fit(flow, data) is the order")
     settings = Settings(
         max_epochs=max_epochs,
         max_steps=max_steps,
@@ -114,22 +116,20 @@ def fit(
         warmup=warmup,
         schedule=schedule,
         seed=seed,
-        precision=precision,
+        precision=precision if precision is not None else _own_precision(flow),
         patience=patience,
         validate_every=validate_every,
         validation_points=validation_points,
         checkpoint_every=checkpoint_every,
         compile=compile,
     )
-    if not isinstance(flow, nn.Module):
-        raise TypeError(f"fit: flow must be a Flow, got {type(flow).__name__}; fit(flow, data) is the order")
     if objective is not None and not isinstance(objective, Objective):
         raise TypeError(f"fit: objective must be a fluvial Objective, got {type(objective).__name__}; wrap a loss by subclassing Objective")
     if resume and directory is None:
         raise ValueError("fit: resume=True needs the directory that holds the checkpoint")
     if data is None and max_epochs is not None:
         raise ValueError("fit: without data there are no epochs; give max_steps or max_time")
-    where = training_device(device, precision)
+    where = training_device(device, settings.precision)
     train, held_out = split_data(flow, data, validation, seed)
     if objective is None:
         from fluvial.objectives import natural_objective
@@ -144,6 +144,11 @@ def fit(
         loop = _prepare(flow, objective, train, held_out, settings, directory, where, interruption, resume=resume, shown=progress)
         _run(loop, where)
     return _conclude(loop, directory)
+
+
+def _own_precision(flow: nn.Module) -> Precision:
+    """The precision of the weights that are trained."""
+    return "64" if any(p.dtype == torch.float64 for p in flow.parameters()) else "32"
 
 
 def _prepare(
