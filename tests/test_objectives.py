@@ -65,12 +65,13 @@ def sphere_batch(n=6):
 
 
 ALL = dict.fromkeys(TERMS, 0.7)
+FLAT = {name: weight for name, weight in ALL.items() if name != "uniform_reconstruction"}
 OBJECTIVES = {
     "default": (FreeFormLikelihood, standardised, flat_batch),
-    "all terms": (lambda: FreeFormLikelihood(beta=2.0, terms=ALL, probe="latent"), standardised, flat_batch),
+    "all terms": (lambda: FreeFormLikelihood(beta=2.0, terms=FLAT, probe="latent"), standardised, flat_batch),
     "all terms on the sphere": (lambda: FreeFormLikelihood(terms=ALL, geodesic=True, probe="latent_vjp"), spherical, sphere_batch),
     "conditional": (
-        lambda: FreeFormLikelihood(beta=2.0, terms=ALL, probes=2, fraction=0.5),
+        lambda: FreeFormLikelihood(beta=2.0, terms=FLAT, probes=2, fraction=0.5),
         lambda: standardised(context=1),
         lambda: flat_batch()._replace(c=torch.randn(6, 1)),
     ),
@@ -88,7 +89,7 @@ def test_contract(make, flow, batch):
 # ------------------------------------------------------------------------------------------------- terms of the free-form loss
 
 
-def by_hand(name, flow, batch, z_prior, order):
+def by_hand(name, flow, batch, z_prior, order, uniform):
     """One term for every row, from its definition, in the coordinates of the networks."""
     before, core, _, space, latent = flow.parts
     h = batch.x if before is None else before.encode(batch.x)
@@ -109,6 +110,8 @@ def by_hand(name, flow, batch, z_prior, order):
     if name == "x_sample_reconstruction":
         x_prior = space.project(core.decode(z_prior))
         return square(x_prior, space.project(core.decode(latent.project(core.encode(x_prior)))))
+    if name == "uniform_reconstruction":
+        return square(uniform, space.project(core.decode(latent.project(core.encode(uniform)))))
     if name == "shuffled_reconstruction":
         return square(h[order], space.project(core.decode(latent.project(core.encode(h[order])))))
     if name == "intermediate_reconstruction":
@@ -121,6 +124,10 @@ def by_hand(name, flow, batch, z_prior, order):
 @pytest.mark.parametrize(("flow", "batch"), [(standardised, flat_batch), (spherical, sphere_batch)], ids=["plane", "sphere"])
 def test_terms_are_what_their_names_say(name, flow, batch):
     flow, batch = flow(), batch()
+    if name == "uniform_reconstruction" and isinstance(flow.parts.manifold, Euclidean):
+        with pytest.raises(ValueError, match="finite volume"):
+            FreeFormLikelihood(terms={name: 0.5}).prepare(flow, None)
+        return
     objective = FreeFormLikelihood(beta=3.0, terms={name: 0.5}, probe="data", sample_fraction=0.5).double()
     figures = objective(flow, batch, Progress(generator=torch.Generator().manual_seed(5)))
     # The probe is drawn first, then whatever the term draws.
@@ -129,9 +136,10 @@ def test_terms_are_what_their_names_say(name, flow, batch):
     state = generator.get_state()
     z_prior = flow.base.sample(len(batch.x) // 2, generator=generator)
     order = torch.randperm(len(batch.x), generator=generator.set_state(state))
-    rows = by_hand(name, flow, batch, z_prior, order)
+    uniform = Sphere(2).random_uniform(len(batch.x) // 2, generator=generator.set_state(state), dtype=torch.float64)
+    rows = by_hand(name, flow, batch, z_prior, order, uniform)
     # Draws from the base carry no weights.
-    expected = rows.mean() if "sample" in name else (batch.weight * rows).sum() / batch.weight.sum()
+    expected = rows.mean() if "sample" in name or "uniform" in name else (batch.weight * rows).sum() / batch.weight.sum()
     found = figures["clean_reconstruction" if name == "reconstruction" else name]
     torch.testing.assert_close(found, expected.detach())
     total = 3.0 * figures["reconstruction"] + figures["surrogate"] + 0.5 * found
@@ -145,6 +153,7 @@ def test_terms_are_what_their_names_say(name, flow, batch):
         ("z_reconstruction_encoder", True, False),
         ("z_sample_reconstruction", True, True),
         ("x_sample_reconstruction", True, True),
+        ("uniform_reconstruction", True, True),
         ("z_projection", True, False),
         ("x_projection", True, True),
     ],

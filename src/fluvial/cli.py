@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fluvial ...
         True
     """
+    # Threads that spin while they wait are fast alone, and a hundred times slower where another process wants the core. OpenMP reads
+    # this when torch is loaded, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -10,7 +10,7 @@ from fluvial.codecs import FreeForm
 from fluvial.conditions import Condition, as_rows, transform
 from fluvial.flow import Flow
 from fluvial.linearize import linearize
-from fluvial.manifolds import Manifold
+from fluvial.manifolds import HasUniform, Manifold
 from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
 from fluvial.volume import Probe, ProbeScale, Surrogate, surrogate
 
@@ -23,6 +23,7 @@ TERMS = (
     "z_reconstruction_encoder",
     "z_sample_reconstruction",
     "x_sample_reconstruction",
+    "uniform_reconstruction",
     "shuffled_reconstruction",
     "intermediate_reconstruction",
     "z_projection",
@@ -55,10 +56,12 @@ class FreeFormLikelihood(Objective):
             ``z_reconstruction`` d(z, f(x̂))²; ``z_reconstruction_encoder`` the same with x̂ held fixed;
             ``z_sample_reconstruction`` d(z', f(g(z')))² for z' from the base;
             ``x_sample_reconstruction`` d(x', g(f(x')))² for x' = g(z') held fixed;
+            ``uniform_reconstruction`` d(u, g(f(u)))² for u uniform on a manifold of finite volume, so that the networks are inverses, and
+            ``log_prob`` means something, also where there are no data;
             ``shuffled_reconstruction`` reconstruction of permuted rows under unpermuted conditions;
             ``intermediate_reconstruction`` Σ|hidden state of the encoder − that of the decoder|², networks that have ``states``;
             ``z_projection`` |f(x) − π f(x)|² and ``x_projection`` |g(z) − π g(z)|², which keep raw outputs near their manifold.
-        sample_fraction: Share of the batch size for which the two sample terms draw; their mean is what counts.
+        sample_fraction: Share of the batch size for which the terms that draw points do so; their mean is what counts.
         warmup: Epochs (a, b) between which the likelihood's weight w rises from 0 to 1; None for w = 1 throughout.
         geodesic: Squared geodesic instead of embedding distance in all reconstruction terms.
         gap_tolerance: τ per dimension, in nats: a gap up to τ·n counts as consistent.
@@ -118,6 +121,8 @@ class FreeFormLikelihood(Objective):
         most = space.dim if self.probe == "data" else latent.dim
         if self.probes > most:
             raise ValueError(f"FreeFormLikelihood: {self.probes} orthogonal probes do not exist in dimension {most}; ask for 1 to {most}")
+        if "uniform_reconstruction" in self.terms and not isinstance(space, HasUniform):
+            raise ValueError(f"FreeFormLikelihood: the term uniform_reconstruction needs a manifold of finite volume, not {space}")
         if "intermediate_reconstruction" in self.terms:
             nets = (_with_states(core, side) for side in ("encoder", "decoder"))
             sizes = [(getattr(net, "width", None), getattr(net, "blocks", None)) for net in nets]
@@ -248,6 +253,11 @@ class FreeFormLikelihood(Objective):
             if name == "z_sample_reconstruction":
                 return self._square(latent, z, parts.encode(x, c)).mean()
             x = x.detach()
+            return self._square(space, x, parts.decode(parts.encode(x, c), c)).mean()
+        if name == "uniform_reconstruction":
+            rows = math.ceil(self.sample_fraction * len(h))
+            c = transform(c, lambda leaf: leaf[:rows])
+            x = space.random_uniform(rows, generator=progress.source, dtype=h.dtype, device=h.device)
             return self._square(space, x, parts.decode(parts.encode(x, c), c)).mean()
         if name == "shuffled_reconstruction":
             other = h[torch.randperm(len(h), generator=progress.source, device=h.device)]
