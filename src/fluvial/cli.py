@@ -142,3 +142,7 @@ def _line(error: BaseException | str) -> str:
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

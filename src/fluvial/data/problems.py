@@ -17,6 +17,8 @@ LARGEST_INTEGER = 2.0**21
 ATOM_SHARE, ATOM_COPIES, ATOM_CONTRAST = 1e-3, 10, 20
 # Rows that repeat an earlier one, and copies of a single row, as shares of all.
 REPEATED_ROWS, REPEATED_ROW = 0.05, 5e-3
+# Smallest eigenvalue of the correlation matrix, against the largest, of columns that depend on each other up to rounding.
+DEPENDENT = 1e-10
 # The column checks sort; beyond this many rows they look at every k-th.
 COLUMN_ROWS = 200_000
 
@@ -110,6 +112,29 @@ class _Counts(NamedTuple):
     values: Tensor
     copies: Tensor
     share: Tensor
+
+
+def check_rank(x: Tensor, spec: DataSpec) -> None:
+    """Refuse columns that are linear combinations of each other, on which no density of full dimension exists.
+
+    Raises:
+        ValueError: Naming the columns of one such combination.
+    """
+    n, columns = len(x), x.shape[1] if x.ndim == 2 else 0
+    if columns < 2 or n <= columns or bool(spec.is_perturbed().any()):
+        return
+    centred = x.double() - x.double().mean(0)
+    scale = centred.square().mean(0).sqrt()
+    if not bool((scale > 0).all()):
+        return
+    values, vectors = torch.linalg.eigh((centred / scale).T @ (centred / scale) / n)
+    if float(values[0]) > DEPENDENT * float(values[-1]):
+        return
+    involved = [spec.column(int(k)) for k in (vectors[:, 0].abs() > 0.05).nonzero().flatten()[:6]]
+    raise ValueError(
+        f"the columns {', '.join(involved)} are linear combinations of each other, so the data have no density in {columns} dimensions; "
+        "drop one of them, use a bottleneck (latent=…), or add noise="
+    )
 
 
 def _count(values: Tensor, weight: Tensor | None) -> _Counts:

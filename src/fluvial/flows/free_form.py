@@ -10,7 +10,7 @@ from fluvial.bases import Base, Normal, UniformOn
 from fluvial.codecs import Chain, FreeForm, Standardize
 from fluvial.flow import Flow
 from fluvial.manifolds import Euclidean, HasUniform, Manifold
-from fluvial.nn import ConvolutionalDecoder, ConvolutionalEncoder, Residual
+from fluvial.nn import ConditionScaling, ConvolutionalDecoder, ConvolutionalEncoder, Residual
 
 
 def free_form(
@@ -43,7 +43,7 @@ def free_form(
         output_scale: Factor on the output layers at the start.
         channels: For an image shape (channels, height, width): channels of the convolutions.
         standardize: True for coordinate-wise standardisation, "isotropic" for one common scale, False for none; fitted by `fluvial.fit` on
-            the training split. Without effect on curved manifolds.
+            the training split. On curved manifolds it concerns the condition only, which is always taken entry by entry.
 
     Returns:
         An ordinary `Flow`.
@@ -70,6 +70,10 @@ def free_form(
         )
     if base is not None and latent is not None and base.manifold.event_shape != (latent,):
         raise ValueError(f"free_form: latent={latent} contradicts the base on {base.manifold}; leave one of them out")
+    if base is not None and flat and latent is None and base.manifold.dim < space.dim:
+        raise ValueError(
+            f"free_form: the base on {base.manifold} has fewer dimensions than the data on {space}; say latent={base.manifold.dim} if that is meant"
+        )
     if base is None:
         base = Normal(space.dim if latent is None else latent) if flat else _compact_base(space)
     width_out, width_in = math.prod(space.event_shape), math.prod(base.manifold.event_shape)
@@ -93,7 +97,8 @@ def free_form(
     codec: Any = FreeForm(encoder, decoder)
     if flat and standardize:
         codec = Chain([Standardize(space.event_shape, isotropic=standardize == "isotropic"), codec])
-    return Flow(codec, base, manifold=space, condition=context or None)
+    scaling = ConditionScaling(context) if context and standardize else None
+    return Flow(codec, base, manifold=space, context=scaling, condition=context or None)
 
 
 def _space(features: int | Sequence[int] | None, manifold: Manifold | None) -> Manifold:

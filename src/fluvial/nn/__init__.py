@@ -4,5 +4,16 @@ from fluvial.nn.activations import ACTIVATIONS, activation, push_activation
 from fluvial.nn.convolutional import ConvolutionalDecoder, ConvolutionalEncoder, Flatten
 from fluvial.nn.mlp import MLP
 from fluvial.nn.residual import Residual
+from fluvial.nn.scaling import ConditionScaling
 
-__all__ = ["ACTIVATIONS", "MLP", "ConvolutionalDecoder", "ConvolutionalEncoder", "Flatten", "Residual", "activation", "push_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "ConditionScaling",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "Flatten",
+    "Residual",
+    "activation",
+    "push_activation",
+]

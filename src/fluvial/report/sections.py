@@ -30,7 +30,8 @@ def training(material: Material) -> Section:
     ended = f", ended by {material.stopped}" if material.stopped else ""
     skipped = f"; {last['skipped']} steps were skipped because something in them was not finite" if last.get("skipped") else ""
     caption = (
-        "The validation NLL is exact, on rows held out from training, with bands of one standard error. It should fall and level off: "
+        "The validation NLL is that of log_prob, never the training surrogate, on "
+        "rows held out from training, with bands of one standard error. It should fall and level off: "
         "if it still falls at the end, train longer; if it rises again while the loss falls, the model overfits. "
         "For free-form flows the two NLL curves should meet."
     )
@@ -66,15 +67,15 @@ def samples(material: Material) -> Section:
 
 
 _SAMPLE_CAPTIONS = {
-    "Density of the flow": "The density that log_prob returns. Good: high where the data are, dark where there are none.",
+    "Density of the flow": "The density that log_prob returns. It is good if it is high where the data are, dark where there are none.",
     "True density": "The density the data were drawn from, in the same colours.",
     "Log-density of the flow": (
         "Log-density in nats per unit area of the unit sphere, in equal-area (Mollweide) projection with longitude 0 in the middle. "
-        "Good: bright where the data cluster; the uniform density would be −2.53 everywhere."
+        "It is good if it is bright where the data cluster; the uniform density would be −2.53 everywhere."
     ),
     "Data": "Held-out data, which the flow was not trained on.",
     "Samples": "Drawn from the flow, one pass of the decoder each.",
-    "Their reconstructions": "decode(encode(x)) of the data beside: what the latent keeps. Good: recognisably the same.",
+    "Their reconstructions": "decode(encode(x)) of the data beside: what the latent keeps. They should be recognisably the same.",
     "Density, data and samples": "Histograms of the angle, and the density as a dashed line; the dotted line is the uniform density.",
     "Data and samples": "Top: the two histograms. Bottom: samples over data, with the statistical errors of both.",
 }
@@ -103,7 +104,7 @@ def marginals(material: Material) -> Section | None:
     if data.shape[1] > len(chosen):
         lead += f" Of {data.shape[1]} columns these are the {len(chosen)} in which data and samples differ most."
     if data.shape[1] > 2 and image_frame(manifold.event_shape, material.dataset.spec.names) is None:
-        caption = "Contours that hold 50 % and 90 % of the rows. Good: the two colours run on top of each other."
+        caption = "Contours that hold 50 % and 90 % of the rows. It is good if the two colours run on top of each other."
         panels.append(Panel("Pairs of columns", [corner(data, drawn, names=names, weight=material.weight)], caption, "full"))
     return Section("marginals", "Marginals", lead, panels)
 
@@ -117,7 +118,7 @@ def reconstruction(material: Material) -> Section:
         lead = f"{material.flow.manifold.dim} dimensions are squeezed through {material.flow.dim}: what the latent cannot hold is the distance."
     else:
         lead = "The density is that of the reconstruction, so detail finer than this distance is lost."
-    caption = "Good: the whole histogram lies well to the left of the spread of the data, and no tail reaches it."
+    caption = "It is good if the whole histogram lies well to the left of the spread of the data, and no tail reaches it."
     panels = [Panel("", [distances(distance, spread=material.spread, weight=material.weight)], caption, "full")]
     worst = distance.nan_to_num(nan=float("inf")).argsort(descending=True)
     frame = image_frame(material.flow.manifold.event_shape, material.dataset.spec.names)

@@ -178,8 +178,8 @@ def _prepare(
         flow.load_state_dict(saved["flow"])
     elif folder is not None:
         folder.clear()
-        if resume and shown:
-            print(f"fit: no checkpoint in {directory} yet, starting afresh", file=sys.stderr)
+        if resume:
+            print(f"fit: no checkpoint in {directory}, starting afresh", file=sys.stderr)
     if train is not None:
         if saved is None:
             fit_codec(flow, train, settings.seed)

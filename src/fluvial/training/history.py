@@ -61,7 +61,7 @@ class History:
 
     def __repr__(self) -> str:
         step = f" at step {self.rows[-1]['step']}" if self.rows else ""
-        best = f", best {self.best['monitor']:.6g} at step {self.best['step']}" if self.best else ""
+        best = f", best monitor {self.best['monitor']:.6g} at step {self.best['step']}" if self.best else ""
         return f"History({len(self.rows)} rows, stopped by {self.stopped.partition(':')[0] or 'nothing'}{step}{best})"
 
 

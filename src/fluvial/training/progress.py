@@ -104,11 +104,11 @@ def line(step: int, loss: float, figures: dict[str, float], best: dict[str, Any]
 
     Example:
         >>> line(200, 1.5, {"nll": 0.91234, "nll_error": 0.0123, "gap": 0.01, "monitor": 0.91}, {"monitor": 0.8, "step": 100})
-        'step 200 · loss 1.5 · best 0.8 at 100 · nll 0.912 ± 0.012 · gap 0.01'
+        'step 200 · loss 1.5 · best monitor 0.8 at 100 · nll 0.912 ± 0.012 · gap 0.01'
     """
     parts = [f"step {step}", f"loss {loss:.4g}"]
     if best is not None:
-        parts.append(f"best {best['monitor']:.4g} at {best['step']}")
+        parts.append(f"best monitor {best['monitor']:.4g} at {best['step']}")
     shown = [name for name in figures if name != "monitor" and not name.endswith(("_error", "_bad_rows"))]
     shown.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     parts += [f"{name} {Estimate(figures[name], figures.get(f'{name}_error', math.nan))}" for name in shown[:FIGURES]]

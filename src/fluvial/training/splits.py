@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fluvial.codecs import fit_codec_
+from fluvial.codecs import FreeForm, fit_codec_
 from fluvial.data import Dataset, as_dataset
-from fluvial.data.problems import check_finite, check_on_manifold, check_weight
+from fluvial.data.problems import check_finite, check_on_manifold, check_rank, check_weight
+from fluvial.flow import Flow
 from fluvial.joint import Joint
 from fluvial.manifolds import Euclidean
+from fluvial.nn import ConditionScaling
 from fluvial.training.batches import Batches, rows
 from fluvial.training.joint_rows import JointRows
 from fluvial.training.settings import Settings
@@ -39,6 +41,8 @@ def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[
         return joint, JointRows.of(flow, validation)
     whole = _on_manifold(flow, as_dataset(data), "data")
     whole.check()
+    if isinstance(flow, Flow) and isinstance(flow.manifold, Euclidean) and not flow.is_bottleneck:
+        check_rank(whole.x, whole.spec)
     if isinstance(validation, bool | int | float):
         return _cut(whole, validation, seed)
     held_out = _on_manifold(flow, as_dataset(validation), "validation")
@@ -63,6 +67,12 @@ def _share(share: float) -> float:
     return share
 
 
+def _sees_condition(flow: Flow) -> bool:
+    """Whether a part of the flow can take a condition; unknown parts are taken to."""
+    nets = [net for module in flow.codec.modules() if isinstance(module, FreeForm) for net in (module.encoder, module.decoder)]
+    return flow.context is not None or not nets or any(getattr(net, "context", None) != 0 for net in nets)
+
+
 def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
     """The data with the flow's manifold in its description, once shapes and conditions are known to fit."""
     manifold = getattr(flow, "manifold", None)
@@ -79,6 +89,11 @@ def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
     if declared is not None and data.spec.condition != declared:
         got = "none" if data.spec.condition is None else f"one of shape {data.spec.condition}"
         raise ValueError(f"fit: the flow takes a condition of shape {declared}, the {what} have {got}; give fit(flow, (x, c))")
+    if declared is None and data.spec.condition is not None and isinstance(flow, Flow) and not _sees_condition(flow):
+        raise ValueError(
+            f"fit: the {what} come with a condition of shape {data.spec.condition}, but the flow was built without one; build it with context=…, "
+            "or leave the condition out (weights are the third entry: (x, None, weight))"
+        )
     if data.spec.manifold is None and not isinstance(manifold, Euclidean):
         return as_dataset(data, manifold=manifold)
     return data
@@ -91,7 +106,12 @@ def fit_codec(flow: nn.Module, train: Rows, seed: int) -> None:
         return
     codec = getattr(flow, "codec", None)
     if codec is not None:
-        fit_codec_(codec, train.spec.perturb(train.x, generator(seed, "codec", train.x.device)), train.c, train.weight)
+        context = getattr(flow, "context", None)
+        if isinstance(context, ConditionScaling) and train.c is not None and not bool(context.is_fitted):
+            context.fit_(train.c, train.weight)
+        c = train.c if context is None or train.c is None else context(train.c)
+        with torch.no_grad():
+            fit_codec_(codec, train.spec.perturb(train.x, generator(seed, "codec", train.x.device)), c, train.weight)
 
 
 def make_validation(held_out: Rows | None, batches: Batches, settings: Settings, device: torch.device) -> Validation:
