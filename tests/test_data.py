@@ -469,3 +469,10 @@ def test_importing_data_stays_light():
     heavy = ["pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "lightning", "airportsdata"]
     code = f"import sys, fluvial.data; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_centre_of_a_sphere_is_not_on_it():
+    x = Sphere(2).random_uniform(20)
+    x[3] = 0
+    with pytest.raises(ValueError, match=r"row 3 lies 1 away from Sphere\(2\)"):
+        Dataset(x, manifold=Sphere(2)).check()

@@ -559,3 +559,81 @@ def test_an_error_of_the_objective_passes_and_the_best_weights_are_back():
 
 def test_batch_is_exported():
     assert Batch(x=torch.zeros(1, 2)).weight is None
+
+
+# ------------------------------------------------------------------------------------------------------------------- at the door
+
+
+class Shift(fl.Bijection):
+    """x − shift, the least that maximum likelihood can train."""
+
+    def __init__(self):
+        super().__init__()
+        self.domain = self.codomain = fl.Euclidean(1)
+        self.shift = torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, x, c=None):
+        return x - self.shift
+
+    def decode(self, z, c=None):
+        return z + self.shift
+
+    def encode_ladj(self, x, c=None):
+        return self.encode(x), x.new_zeros(len(x))
+
+    def decode_ladj(self, z, c=None):
+        return self.decode(z), z.new_zeros(len(z))
+
+
+def test_uneven_weights_count_in_every_batch_size():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 1, generator=generator)
+    weight = torch.ones(4000)
+    x[::10] += 4
+    weight[::10] = 20
+    # Most batches of 16 have one or two heavy rows; dividing by the batch's own weight would pull the answer to 2.3.
+    flow = fl.Flow(Shift(), fl.bases.Normal(1))
+    fl.fit(flow, (x, None, weight), max_steps=1500, batch_size=16, learning_rate=0.02, validate_every=1500, progress=False)
+    assert flow.codec.shift.item() == pytest.approx(float((weight[:, None] * x).sum() / weight.sum()), abs=0.15)
+
+
+def test_dependent_columns_are_named_unless_there_is_a_bottleneck():
+    x = fl.data.moons(300).x
+    x = torch.cat([x, x.sum(1, keepdim=True)], 1)
+    with pytest.raises(ValueError, match="columns 0, 1, 2 are linear combinations"):
+        fl.fit(fl.flows.free_form(3, width=8, blocks=1), x, max_steps=2, progress=False)
+    fl.fit(fl.flows.free_form(3, latent=2, width=8, blocks=1), x, max_steps=2, progress=False)
+
+
+def test_a_condition_nobody_takes_is_named():
+    x = fl.data.moons(300).x
+    with pytest.raises(ValueError, match="the flow was built without one"):
+        fl.fit(fl.flows.free_form(2, width=8, blocks=1), (x, x[:, :1]), max_steps=2, progress=False)
+
+
+def test_conditions_are_brought_to_order_one_on_the_training_rows():
+    x = fl.data.moons(400).x
+    c = 1900 + 120 * torch.rand(400, 1)
+    flow = fl.flows.free_form(2, context=1, width=8, blocks=1)
+    fl.fit(flow, (x, c), max_steps=2, validation=(x[:20], c[:20]), progress=False)
+    seen = flow.context(c)
+    assert seen.mean().abs() < 1e-4
+    assert seen.std() == pytest.approx(1, abs=1e-2)
+
+
+def test_float64_data_that_float32_cannot_tell_apart_are_refused_unless_trained_in_float64():
+    x = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e9
+    with pytest.raises(ValueError, match="float32 does not resolve"):
+        fl.fit(fl.flows.free_form(2, width=8, blocks=1), x, max_steps=2, progress=False)
+    flow = fl.flows.free_form(2, width=8, blocks=1)
+    fl.fit(flow, x, max_steps=2, progress=False, precision="64")
+    assert flow.sample(100).std(0).min() > 0.1
+
+
+def test_a_run_of_skipped_steps_says_so():
+    class Broken(Autoencode):
+        def forward(self, flow, batch, progress):
+            return {"loss": super().forward(flow, batch, progress)["loss"] * math.nan}
+
+    with pytest.warns(UserWarning, match="all 5 steps were skipped"):
+        quick(small_flow(), points(), objective=Broken(), max_steps=5)

@@ -113,3 +113,22 @@ def test_wrong_structure_is_named(arguments, message):
 def test_missing_entries_are_named(joint):
     with pytest.raises(ValueError, match=r"lacks the entries \['x2'\]"):
         joint.log_prob({"n": torch.tensor([0]), "x1": torch.zeros(1, 2)})
+
+
+def test_one_draw_has_no_batch():
+    joint = fl.Joint({"n": fl.bases.Categorical(3), "x": fl.Flow(fl.codecs.Standardize(2), fl.bases.Normal(2))})
+    sample, log_p = joint.sample_and_log_prob()
+    assert (sample["n"].shape, sample["x"].shape, log_p.shape) == ((), (2,), ())
+    assert joint.sample()["x"].shape == (2,)
+
+
+def test_a_flow_of_one_condition_tensor_sees_its_parents_side_by_side():
+    joint = fl.Joint(
+        {"n": fl.bases.Categorical(3), "x": fl.flows.free_form(2, context=2, width=8, blocks=1)},
+        parents={"x": ["n", "t"]},
+    )
+    sample = joint.sample(5, {"t": torch.rand(5, 1)})
+    x = {name: value[0] for name, value in sample.items()}
+    t = torch.rand(5, 1)
+    expected = joint.factors["x"].log_prob(x["x"], torch.cat([x["n"].unsqueeze(-1).float(), t], -1)) - math.log(3)
+    torch.testing.assert_close(joint.log_prob(x, {"t": t}), expected)

@@ -206,6 +206,41 @@ def test_broken_binary_files(tmp_path, write, frame):
         load(tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 2), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000000000, 2), }",
+        "{'descr': '<f8', 'fortran",
+        "{'descr': ('a',), 'fortran_order': False, 'shape': (1, 2), }",
+        "{'descr': '|V0', 'fortran_order': False, 'shape': (1000000000, 2), }",
+        "x y",
+        "",
+    ],
+)
+def test_headers_that_lie_or_are_malformed(header, tmp_path, write):
+    line = header.encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + bytes(64)
+    with pytest.raises(ValueError, match=r"bad.npy: array is broken") as caught:
+        load(write(content, "bad.npy"))
+    assert "\n" not in str(caught.value)
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(ValueError, match=r"bad.npz: x.npy is broken"):
+        load(tmp_path / "bad.npz")
+
+
+def test_whole_numbers_that_no_float_holds_are_refused_by_column(tmp_path, write):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"i": [1, 2**53 + 1], "f": [1.0, 1e20]}).to_parquet(path)
+    with pytest.raises(ValueError, match=r"t.parquet: column 'i' holds whole numbers beyond 2\*\*53"):
+        load(path)
+    assert len(load(path, columns="f")) == 2
+    with pytest.raises(ValueError, match=r"table.csv: column 'i' holds the whole number -9007199254740993 beyond"):
+        load(write("i,f\n1,2\n-9007199254740993,1e20\n"))
+    assert len(load(write("i,f\n1,2\n9007199254740992,1e20\n"))) == 2
+
+
 def test_parquet_types(tmp_path):
     path = tmp_path / "t.parquet"
     pd.DataFrame({"i": pd.array([1, None], dtype="Int64"), "f": np.float32([1, 2]), "b": [True, False], "s": ["u", "v"]}).to_parquet(path)

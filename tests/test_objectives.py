@@ -56,12 +56,18 @@ def spherical():
     return free_form(manifold=Sphere(2), width=8, blocks=2)
 
 
+def weights(n):
+    """As in training: of mean 1."""
+    weight = torch.rand(n) + 0.1
+    return weight / weight.mean()
+
+
 def flat_batch(n=6):
-    return Batch(torch.randn(n, 3), weight=torch.rand(n) + 0.1, clean=torch.randn(n, 3))
+    return Batch(torch.randn(n, 3), weight=weights(n), clean=torch.randn(n, 3))
 
 
 def sphere_batch(n=6):
-    return Batch(Sphere(2).random_uniform(n), weight=torch.rand(n) + 0.1)
+    return Batch(Sphere(2).random_uniform(n), weight=weights(n))
 
 
 ALL = dict.fromkeys(TERMS, 0.7)
@@ -206,7 +212,8 @@ def test_gradient_is_that_of_the_exact_loss_with_the_decoder_held_in_the_volume(
 def test_weights_are_repeated_rows(make, flow):
     objective, flow = make().double(), flow()
     x, times = torch.randn(5, 3), torch.tensor([1, 3, 0, 2, 1])
-    weighted, repeated = Batch(x, weight=times.double()), Batch(x.repeat_interleave(times, 0))
+    weight = times.double() / times.double().mean()  # of mean 1, as in training
+    weighted, repeated = Batch(x, weight=weight), Batch(x.repeat_interleave(times, 0))
     losses = [objective(flow, batch, Progress())["loss"] for batch in (weighted, repeated)]
     torch.testing.assert_close(losses[0], losses[1])
     gradients = [torch.autograd.grad(loss, list(flow.parameters())) for loss in losses]
@@ -475,3 +482,12 @@ def test_surrogate_nll_agrees_with_the_metric_of_uniform_bases():
     figures = FreeFormLikelihood(beta=1.0).double()(flow, sphere_batch(), Progress())
     assert figures["surrogate"].item() == pytest.approx(math.log(4 * math.pi) - 2)
     assert figures["reconstruction"].item() == pytest.approx(0, abs=1e-20)
+
+
+def test_a_batch_without_weight_teaches_nothing():
+    flow, batch = standardised(), flat_batch()
+    batch = Batch(batch.x.clone(), weight=torch.zeros(len(batch.x)))
+    batch.x[0] = torch.inf
+    loss = FreeFormLikelihood(beta=2.0).double()(flow, batch, Progress())["loss"]
+    loss.backward()
+    assert loss.item() == 0

@@ -25,6 +25,7 @@ from fluvial.report.pictures import image_frame
 from fluvial.report.plane import window
 from fluvial.report.settings import settings
 from fluvial.report.theme import thinned
+from fluvial.runs import Run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIMIT = 8_000_000  # bytes
@@ -262,6 +263,38 @@ def test_run_folder_without_figures_says_which_command_makes_them(run, tmp_path)
     assert not (run / "report.html").exists()
     for command in ("fluvial evaluate", "fluvial check", "no history.jsonl"):
         assert command in page
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[1]", b"3", b'{"figures": {"nll": {"val', b"\xff\xfe\x00", b"", b"[" * 100_000, b'{"figures": [1], "rows": [1], "versions": 1}'],
+)
+def test_broken_side_files_count_as_missing_and_are_named(run, content):
+    for name in ("metrics.json", "check.json", "environment.json"):
+        (run / name).write_bytes(content)
+    page = report.write(run).read_text(encoding="utf-8")
+    for name in ("metrics.json", "check.json", "environment.json"):
+        assert f"{name} counts as missing, because " in page
+    assert "run fluvial evaluate" in page
+
+
+@pytest.mark.parametrize("entry", ['{"value": [1]}', '{"value": "1"}', '{"value": 1, "standard_error": {}}', "true", "[1]"])
+def test_figures_of_the_wrong_kind_count_as_missing(run, entry):
+    (run / "metrics.json").write_text(f'{{"figures": {{"nll": {entry}}}}}')
+    assert "metrics.json counts as missing" in report.write(run).read_text(encoding="utf-8")
+
+
+def test_broken_lines_of_the_history_are_left_out_with_one_note(run):
+    whole = (run / "history.jsonl").read_bytes()
+    (run / "history.jsonl").write_bytes(b'[1]\n\xff\n{"loss": 1}\n' + whole + whole.split(b"\n")[0][:-9])
+    page = report.write(run).read_text(encoding="utf-8")
+    assert "training-0" in figures_in(page)
+    assert page.count("lines 1, 2, 3, 10 of it left out") == 1
+    (run / "history.jsonl").write_bytes(b'{"step": 1')
+    page = report.write(run).read_text(encoding="utf-8")
+    assert "line 1 of it left out" in page
+    with pytest.warns(UserWarning, match="line 1 of it left out"):
+        assert Run(run).history() == []
 
 
 def test_run_folder_that_is_none(tmp_path):

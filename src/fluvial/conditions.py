@@ -36,11 +36,15 @@ def draw_shape(n: int | tuple[int, ...]) -> tuple[int, ...]:
 
     Raises:
         TypeError: If it is neither an int nor a tuple of ints.
+        ValueError: If it is negative.
     """
     try:
-        return tuple(operator.index(k) for k in n) if isinstance(n, tuple | list) else (operator.index(n),)
+        shape = tuple(operator.index(k) for k in n) if isinstance(n, tuple | list) else (operator.index(n),)
     except TypeError:
         raise TypeError(f"sample: n must be an int or a tuple of ints, got {n!r}") from None
+    if any(k < 0 for k in shape):
+        raise ValueError(f"sample: n must not be negative, got {n!r}")
+    return shape
 
 
 def transform(c: Condition, fn: Callable[[Tensor], Tensor]) -> Condition:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from fluvial.constructors import CONTAINERS, is_torch, kept, lists_are_tuples, owner_of, parameters_of, path_of, public, resolve, takes_container
+from fluvial.constructors import CONTAINERS, check_sizes, is_torch, kept, lists_are_tuples, owner_of, parameters_of, path_of, public, resolve, takes_container
 from fluvial.manifolds import Manifold
 
 Config = dict[str, Any]
@@ -68,7 +68,7 @@ def build(config: Config, *, allow: Sequence[str] = ()) -> Any:
         allow: Further packages, modules ("mypkg.nets") or classes ("mypkg.nets.Net") to trust; they are imported.
 
     Raises:
-        ValueError: If a class path is not allowed or is no such class, or if arguments do not fit.
+        ValueError: If a class path is not allowed or is no such class, or if arguments do not fit or are too large to be meant.
 
     Example:
         >>> build({"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 3}})
@@ -76,6 +76,7 @@ def build(config: Config, *, allow: Sequence[str] = ()) -> Any:
     """
     if isinstance(allow, str):
         raise TypeError(f"allow must be a list of packages or classes, got {allow!r}; write allow=[{allow!r}]")
+    check_sizes(config)
     return _Reader(tuple(allow)).value(config, "", 0, as_tuple=False, only_node=True)
 
 

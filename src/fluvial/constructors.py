@@ -40,6 +40,38 @@ _KEPT_ELSEWHERE: dict[str, dict[str, Callable[[Any], Any]]] = {
     "Hardtanh": {"min_value": lambda m: None, "max_value": lambda m: None},  # deprecated names of min_val and max_val
 }
 
+# No layer that anyone trains is larger; a file that asks for more would keep the machine busy until its memory is full.
+_LARGEST = 10**7  # any whole number among the arguments of torch.nn
+_MOST_LAYERS = {"num_layers": 1000, "num_encoder_layers": 1000, "num_decoder_layers": 1000}
+_MOST_BLOCKS = {"blocks": 10**4}
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse sizes and repetitions that would take for ever to build, anywhere in a tree and before any of it is built.
+
+    Raises:
+        ValueError: Naming class, argument, value and limit.
+    """
+    remaining = [config]
+    while remaining:
+        part = remaining.pop()
+        if isinstance(part, dict) and isinstance(part.get("class_path"), str) and isinstance(part.get("init_args"), dict):
+            for name, value in part["init_args"].items():
+                _check_size(part["class_path"], name, value)
+        if isinstance(part, dict | list | tuple):
+            remaining += part.values() if isinstance(part, dict) else part
+
+
+def _check_size(class_path: str, name: str, value: Any) -> None:
+    package = class_path.partition(".")[0]
+    limits, largest = {"torch": (_MOST_LAYERS, _LARGEST), "fluvial": (_MOST_BLOCKS, None)}.get(package, ({}, None))
+    largest = limits.get(name, largest)
+    plain = value["tuple"] if isinstance(value, dict) and isinstance(value.get("tuple"), list) else value
+    for number in plain if isinstance(plain, list | tuple) else [plain]:
+        if largest is not None and isinstance(number, int) and abs(number) > largest:
+            shown = str(number) if abs(number) < 10**20 else "a number of more than 20 digits"
+            raise ValueError(f"configuration: {class_path}: {name} is {shown}, and {largest} is the most that is built")
+
 
 def resolve(class_path: Any, allow: tuple[str, ...]) -> type:
     """The class that a path names, if it may be used.

@@ -293,7 +293,8 @@ class Flow(nn.Module):
         parameter = next((p for p in self.codec.parameters() if p.is_floating_point()), None)
         if parameter is not None and x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(
-                f"Flow: {name} is {x.dtype}, the networks are {parameter.dtype}; convert one, as {name}.to({parameter.dtype}) or flow.to({x.dtype})"
+                f"Flow: {name} is {x.dtype}, the networks are {parameter.dtype}; convert one, as {name}.to({parameter.dtype})"
+                f"{f' or flow.to({x.dtype})' if x.is_floating_point() else ''}"
             )
         if x.ndim < len(event) or tuple(x.shape[x.ndim - len(event) :]) != event:
             wanted = ", ".join(map(str, event))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluvial.conditions import Condition, batch_shape, draw_shape, leaves, transform
+from fluvial.conditions import Condition, as_features, batch_shape, draw_shape, leaves, transform
 from fluvial.flow import Flow
 
 Sample = dict[str, Tensor]
@@ -112,7 +112,7 @@ class Joint(nn.Module):
             condition = transform(self._condition(name, drawn, c, shape), lambda leaf: leaf[rows])  # noqa: B023
             value = factor.sample(() if condition is not None else len(rows), condition, generator=generator)
             event = value.shape[1:]
-            drawn[name] = value.new_zeros(there.numel(), *event).index_copy(0, rows, value).view(*shape, *event)
+            drawn[name] = value.new_zeros(there.numel(), *event).index_copy(0, rows, value).view((*shape, *event))
         return drawn
 
     def sample_and_log_prob(
@@ -133,7 +133,7 @@ class Joint(nn.Module):
                 value = factor.sample(count, condition, generator=generator)
                 log_p = factor.log_prob(value, condition)
             event = value.shape[1:]
-            drawn[name] = value.new_zeros(there.numel(), *event).index_copy(0, rows, value).view(*shape, *event)
+            drawn[name] = value.new_zeros(there.numel(), *event).index_copy(0, rows, value).view((*shape, *event))
             part = log_p.new_zeros(there.numel()).index_copy(0, rows, log_p).view(shape)
             total = part if total is None else total + part
         return drawn, total  # pyright: ignore[reportReturnType]
@@ -168,7 +168,7 @@ class Joint(nn.Module):
             rows = there.reshape(-1).nonzero().squeeze(-1)
             condition = transform(self._condition(name, seen, c, batch), lambda leaf: leaf[rows])  # noqa: B023
             out = getattr(factor, side)(value.reshape(-1, *value.shape[len(batch) :])[rows], condition)
-            done[name] = out.new_zeros(there.numel(), *out.shape[1:]).index_copy(0, rows, out).view(*batch, *out.shape[1:])
+            done[name] = out.new_zeros(there.numel(), *out.shape[1:]).index_copy(0, rows, out).view((*batch, *out.shape[1:]))
         return done
 
     def _batch(self, x: Sample) -> tuple[int, ...]:
@@ -200,4 +200,6 @@ class Joint(nn.Module):
             leaf = x[parent] if parent in x else given[parent]
             features = leaf.shape[len(batch) :] if parent in x else leaf.shape[-1:]
             seen[parent] = leaf.to(dtype or torch.get_default_dtype()).expand(*batch, *features).reshape(-1, *(features or (1,)))
-        return seen
+        factor = self.factors[name]
+        # A flow that declares one tensor sees its parents side by side, in the order of their names.
+        return as_features(seen) if isinstance(factor, Flow) and isinstance(factor.condition, tuple) else seen

@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,7 +105,7 @@ class Run:
         from fluvial.recipes.recipe import Recipe
 
         path = self.path / "recipe.yaml"
-        name = self.environment().get("recipe") or self.path.name
+        name = self.environment([]).get("recipe") or self.path.name
         return Recipe.parse(str(name), path.read_text(encoding="utf-8"))
 
     def flow(self, *, device: Any = None) -> "Flow":
@@ -121,28 +122,56 @@ class Run:
         """Training, validation and test rows, made again by the recipe."""
         return self.recipe().splits()
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self, problems: list[str] | None = None) -> dict[str, Any]:
         """Versions and machine it was trained with; empty where that is not known."""
-        return self.read("environment.json") or {}
+        return self.read("environment.json", problems, fits=_is_environment) or {}
 
-    def history(self) -> list[dict[str, Any]]:
-        """The rows of history.jsonl, one for each validation."""
+    def history(self, problems: list[str] | None = None) -> list[dict[str, Any]]:
+        """The rows of history.jsonl, one for each validation.
+
+        Lines that are no rows, such as one that was cut off, are left out, with one sentence about them in `problems` or as a warning.
+        """
         path = self.path / "history.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.is_file() else []
+        rows, broken = [], []
+        for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
+            if not line.strip():
+                continue
+            try:
+                row = _json(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and not isinstance(row["step"], bool):
+                rows.append(row)
+            else:
+                broken.append(number)
+        if broken:
+            lines = ("line " if len(broken) == 1 else "lines ") + ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
+            _tell(problems, f"{path}: {lines} of it left out, because there is no whole row with a step there")
+        return rows
 
-    def read(self, name: str) -> dict[str, Any] | None:
+    def read(
+        self, name: str, problems: list[str] | None = None, *, fits: Callable[[dict[str, Any]], bool] = lambda found: True
+    ) -> dict[str, Any] | None:
         """One of its JSON files, or None where there is none.
 
-        Raises:
-            ValueError: If it is broken.
+        Args:
+            name: Of the file.
+            problems: Takes a sentence about a file that is broken, which counts as missing; without it that is a warning.
+            fits: Whether an object is such as belongs into this file.
         """
         path = self.path / name
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no whole JSON file: {error}") from None
+            found = _json(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            _tell(problems, f"{path} counts as missing, because it is no whole JSON file ({error})")
+            return None
+        if isinstance(found, dict) and fits(found):
+            return found
+        what = "its entries are not of the kind that belongs there" if isinstance(found, dict) else f"it holds a {type(found).__name__}, not an object"
+        _tell(problems, f"{path} counts as missing, because {what}")
+        return None
 
     def write(self, name: str, entries: dict[str, Any]) -> Path:
         """Write one of its JSON files, whole or not at all."""
@@ -181,6 +210,22 @@ def environment(command: Sequence[str], *, recipe: str, device: str) -> dict[str
         # Asked only where git tracks the package: a copy in a virtual environment is not what the folder around it is at.
         "git_fluvial": _git("-C", str(source), "rev-parse", "HEAD") if _git("-C", str(source), "ls-files", "__init__.py") else None,
     }
+
+
+def _is_environment(found: dict[str, Any]) -> bool:
+    return isinstance(found.get("versions", {}), dict) and isinstance(found.get("resumed", []), list)
+
+
+def _json(content: bytes) -> Any:
+    # A whole number too long for a column of numbers becomes a float, possibly infinite.
+    return json.loads(content.decode("utf-8"), parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits))
+
+
+def _tell(problems: list[str] | None, text: str) -> None:
+    if problems is None:
+        warnings.warn(text, stacklevel=3)
+    else:
+        problems.append(text)
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -105,6 +105,8 @@ def _at_preimage(flow: "Flow", x: Tensor, c: Condition, weight: Tensor | None) -
         warnings.simplefilter("ignore", UserWarning)  # the rows without a preimage are counted here
         exact = log_prob(flow, x, c, at="preimage")
     solved = torch.isfinite(exact)
+    if not bool(solved.any()):
+        return Estimate(math.nan, n=len(x), bad_rows=len(x), note="no row has a finite density at its preimage")
     estimate = mean_estimate(-exact[solved], None if weight is None else weight[solved])
     lost = int((~solved).sum())
     return replace(estimate, bad_rows=lost, note=f"{lost} of {len(x)} rows without a preimage are left out" if lost else "")

@@ -184,7 +184,7 @@ def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
 
     last = history.rows[-1] if history.rows else None
     course = "before the first validation" if last is None else f"after {last['step']} steps, {last['seconds']:.0f} s of training"
-    print(f"stopped by {history.stopped} {course}")
+    print(f"{'interrupted' if history.stopped == 'interrupted' else f'stopped by {history.stopped}'} {course}")
     best = history.best
     if best is not None and "nll" in best:
         figures = [f"best validation NLL {Estimate(best['nll'], best.get('nll_error', math.nan))} nats at step {best['step']}"]

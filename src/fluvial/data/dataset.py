@@ -322,11 +322,11 @@ def _tensor(values: Any, what: str) -> Tensor:
         raise TypeError(f"{what}: expected numbers, got an array of dtype {array.dtype} ({type(values).__name__})")
     dtype = torch.get_default_dtype()
     if array.dtype == np.float64 and dtype == torch.float32:
-        _check_resolved(array, what)
+        check_resolved(array, what)
     return torch.from_numpy(np.array(array, dtype=str(dtype).removeprefix("torch.")))
 
 
-def _check_resolved(array: np.ndarray, what: str) -> None:
+def check_resolved(array: np.ndarray, what: str) -> None:
     """Refuse columns whose spread float32 cannot tell apart, such as a time in seconds since 1970."""
     if array.ndim < 1 or len(array) < 2:
         return
@@ -339,7 +339,7 @@ def _check_resolved(array: np.ndarray, what: str) -> None:
         k = int(np.flatnonzero(blurred)[0])
         raise ValueError(
             f"{what}: column {k} spreads over {high[k] - low[k]:.3g} at {largest[k]:.6g}, which float32 does not resolve; "
-            "subtract an offset first, or pass a float64 tensor"
+            "subtract an offset first, or pass a float64 tensor and train with precision='64'"
         )
 
 

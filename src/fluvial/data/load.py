@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def load(
 
 def _read_csv(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
     import pyarrow as pa
+    from pyarrow import compute
     from pyarrow import csv as arrow_csv
 
     skip, delimiter, header, first = _csv_head(path)
@@ -97,7 +99,18 @@ def _read_csv(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
     except pa.ArrowInvalid as error:
         _explain_csv(path, skip, delimiter, names, chosen)
         raise ValueError(f"not readable as csv ({str(error).splitlines()[0]})") from None
-    return _assemble_arrow(table, chosen)
+    found = _assemble_arrow(table, chosen)
+    # What is written with a point or an exponent is rounded by whoever wrote it; whole numbers beyond 2**53 would be rounded here.
+    large = [name for name in chosen.needed if (compute.max(compute.abs(table.column(name))).as_py() or 0.0) >= 2.0**53]
+    if large:
+        convert = arrow_csv.ConvertOptions(include_columns=large, column_types=dict.fromkeys(large, pa.string()))
+        table = arrow_csv.read_csv(path, arrow_csv.ReadOptions(column_names=names, skip_rows=skip), parse, convert)
+        for name in large:
+            column = table.column(name)
+            for entry in column.filter(compute.match_substring_regex(column, r"^\s*[+-]?[0-9]{16,}\s*$")).to_pylist():
+                if abs(int(entry)) > 2**53:
+                    raise _too_long(name, entry.strip())
+    return found
 
 
 def _csv_head(path: Path) -> tuple[int, str, list[str] | None, list[str]]:
@@ -182,7 +195,20 @@ def _assemble_arrow(table: Any, chosen: Chosen) -> dict[str, Any]:
 
     if table.num_rows == 0:
         raise ValueError(f"there are no rows, only the columns {', '.join(map(repr, chosen.needed))}")
-    return chosen.assemble({name: table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False) for name in chosen.needed})
+    columns = {}
+    for name in chosen.needed:
+        try:
+            columns[name] = table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid as error:
+            if pa.types.is_integer(table.schema.field(name).type):
+                raise _too_long(name) from None
+            raise ValueError(f"column {name!r} cannot be read as numbers ({str(error).splitlines()[0]})") from None
+    return chosen.assemble(columns)
+
+
+def _too_long(name: str, entry: str = "") -> ValueError:
+    held = f"the whole number {entry}" if entry else "whole numbers"
+    return ValueError(f"column {name!r} holds {held} beyond 2**53, which a float cannot tell apart; leave it out with columns=, or scale it")
 
 
 def _read_npy(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
@@ -198,6 +224,8 @@ def _read_npz(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
             arrays = {name.removesuffix(".npy"): _numpy(archive.read(name), name) for name in archive.namelist()}
     except zipfile.BadZipFile:
         raise ValueError("not readable as npz: it is no zip archive, or a truncated one") from None
+    except (zlib.error, EOFError, OSError, MemoryError, RuntimeError) as error:  # the last: encrypted, or packed in an unknown way
+        raise ValueError(f"not readable as npz ({str(error).partition(chr(10))[0] or type(error).__name__})") from None
     if not arrays:
         raise ValueError("there are no arrays in it")
     return _assemble_array(arrays, wishes) if "x" in arrays and arrays["x"].ndim > 1 else _assemble_columns(arrays, wishes)
@@ -209,11 +237,17 @@ def _numpy(content: bytes, name: str = "array") -> np.ndarray:
         what = "a pickle, which could run any code, and is never opened" if content[:1] == b"\x80" else "no numpy array"
         raise ValueError(f"{name} is {what}; write it with numpy.save from plain numbers")
     try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except ValueError as error:
+        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except MemoryError:
+        raise ValueError(f"{name} is broken or truncated (its header claims more numbers than fit into memory)") from None
+    except Exception as error:  # the header is parsed as Python, which fails in many ways
         if "allow_pickle" in str(error):
             raise ValueError(f"{name} holds Python objects, a pickle that is never opened; write it from plain numbers") from None
-        raise ValueError(f"{name} is broken or truncated ({error})") from None
+        reason = str(error).strip().partition("\n")[0] if isinstance(error, ValueError) else "its header is malformed"
+        raise ValueError(f"{name} is broken or truncated ({reason})") from None
+    if array.size and not array.itemsize:
+        raise ValueError(f"{name} is broken: its {array.size} entries of type {array.dtype.str} hold nothing")
+    return array
 
 
 def _assemble_array(arrays: dict[str, np.ndarray], wishes: dict[str, Any]) -> dict[str, Any]:

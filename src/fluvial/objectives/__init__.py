@@ -5,10 +5,20 @@ from torch import nn
 from fluvial.flow import Flow
 from fluvial.objectives.free_form import FreeFormLikelihood
 from fluvial.objectives.likelihood import MaximumLikelihood
-from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
+from fluvial.objectives.objective import Batch, Objective, Progress, training_mean, weighted_mean
 from fluvial.objectives.weighted_sum import WeightedSum
 
-__all__ = ["Batch", "FreeFormLikelihood", "MaximumLikelihood", "Objective", "Progress", "WeightedSum", "natural_objective", "weighted_mean"]
+__all__ = [
+    "Batch",
+    "FreeFormLikelihood",
+    "MaximumLikelihood",
+    "Objective",
+    "Progress",
+    "WeightedSum",
+    "natural_objective",
+    "training_mean",
+    "weighted_mean",
+]
 
 
 def natural_objective(flow: nn.Module) -> Objective:

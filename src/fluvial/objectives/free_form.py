@@ -11,7 +11,7 @@ from fluvial.conditions import Condition, as_rows, transform
 from fluvial.flow import Flow
 from fluvial.linearize import linearize
 from fluvial.manifolds import HasUniform, Manifold
-from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
+from fluvial.objectives.objective import Batch, Objective, Progress, training_mean, weighted_mean
 from fluvial.volume import Probe, ProbeScale, Surrogate, surrogate
 
 if TYPE_CHECKING:
@@ -154,16 +154,15 @@ class FreeFormLikelihood(Objective):
         surrogate_nll = -(flow.base.log_prob(z, as_rows(c)) + s.value + metric + ladj + ladj_after)
         reconstruction = self._square(parts.manifold, h, s.x)
         total = self.log_beta.exp().to(h.dtype) * reconstruction + self._likelihood_weight(progress) * surrogate_nll
-        logged = {"reconstruction": reconstruction, "surrogate": surrogate_nll}
+        loss = training_mean(total, batch.weight)
+        logged = {"reconstruction": training_mean(reconstruction, batch.weight), "surrogate": training_mean(surrogate_nll, batch.weight)}
         for name, weight in self.terms.items():
             value = self._term(name, flow, batch, h, c, s, progress)
-            total = total + weight * value
+            # Points that are drawn rather than given carry no weights.
+            value = training_mean(value, batch.weight) if value.ndim else value
+            loss = loss + weight * value
             logged[name if name != "reconstruction" else "clean_reconstruction"] = value
-        loss = weighted_mean(total, batch.weight)
-        return {
-            "loss": loss,
-            **{name: weighted_mean(value.detach(), batch.weight) if value.ndim else value.detach() for name, value in logged.items()},
-        }
+        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Exact decoder and encoder NLL, root mean square reconstruction error in the units of the data, and the monitor.
@@ -208,7 +207,8 @@ class FreeFormLikelihood(Objective):
         # Averaged with its sign, since what fluctuates about zero from one step to the next is no inconsistency; and with its standard
         # error on these few rows, since rows that disagree widely only seem to agree in the mean.
         self.gap.copy_(gap if bool(torch.isnan(self.gap)) else 0.7 * self.gap + 0.3 * gap)
-        bound = self.gap.abs() + per_row.std(correction=0) / math.sqrt(len(per_row))
+        counted = per_row if batch.weight is None else per_row[batch.weight > 0]
+        bound = self.gap.abs() + counted.std(correction=0) / math.sqrt(len(counted))
         # A quarter of the tolerance at the end, where the small learning rate has brought the networks together.
         target = (1 - 0.75 * progress.fraction) * self._tolerance(flow)
         # An inconsistent pair learns nothing true, so that far off β may rise twice as fast as it falls.

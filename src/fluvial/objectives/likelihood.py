@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fluvial.flow import Flow
 from fluvial.joint import Joint
-from fluvial.objectives.objective import Batch, Objective, Progress, weighted_mean
+from fluvial.objectives.objective import Batch, Objective, Progress, training_mean, weighted_mean
 
 if TYPE_CHECKING:
     from fluvial.data.dataset import Dataset
@@ -32,7 +32,7 @@ class MaximumLikelihood(Objective):
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The mean NLL, as loss."""
-        return {"loss": -weighted_mean(flow.log_prob(batch.x, batch.c), batch.weight)}
+        return {"loss": -training_mean(flow.log_prob(batch.x, batch.c), batch.weight)}
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The NLL of every row; its mean is the monitor."""

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     Attributes:
         x: Data, shape (B, \*event), noise and dequantisation already applied; a dict of such tensors for a `Joint`.
         c: Condition, leaves of shape (B, \*condition event), or None.
-        weight: Weight of every row, shape (B,), or None where all count alike.
+        weight: Weight of every row, shape (B,), or None where all count alike. In training their mean over the whole split is 1.
         index: Row numbers in the training split, shape (B,).
         clean: x before noise was added, or None where none was.
     """
@@ -84,5 +84,17 @@ class Objective(nn.Module, ABC):
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Σ w v / Σ w over the batch, or the plain mean."""
-    return values.mean() if weight is None else (weight * values).sum() / weight.sum()
+    """Σ w v / Σ w over the rows, or the plain mean. Rows of weight 0 count for nothing, whatever stands in them."""
+    return values.mean() if weight is None else (weight * _counting(values, weight)).sum() / weight.sum()
+
+
+def training_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Σ w v / B over a training batch, whose weights have mean 1 over the whole training split.
+
+    Unlike the mean that divides by the batch's own Σ w, its average over batches is the weighted mean of all rows.
+    """
+    return values.mean() if weight is None else (weight * _counting(values, weight)).mean()
+
+
+def _counting(values: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(weight > 0, values, 0.0)

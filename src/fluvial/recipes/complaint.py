@@ -13,6 +13,7 @@ _OPTION = re.compile(r"Option '(.+)' is not accepted")
 _GROUP_OPTION = re.compile(r"Group '(.+)' does not accept option '(.+)'")
 _EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?")
 _NOT_A_CLASS = re.compile(r"Import path (\S+) does not correspond to a subclass of (\w+)")
+_NOT_A_MAPPING = re.compile(r"Unable to load config ['\"](.*)['\"]")
 _NO_CLASS = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.*)")
 _UNION = "Does not validate against any of the Union subtypes"
 _WORDS = {
@@ -81,11 +82,14 @@ def _tree(message: str) -> list[_Node]:
 
 def _explain(nodes: Sequence[_Node], class_path: str, known: Sequence[str]) -> tuple[str, str]:
     """Path of the key that is wrong, and what is wrong with it."""
+    if not nodes:
+        return "", "its value is not what it must be"
     node = nodes[0]
     if node.text == _UNION:
         return _explain_union(nodes, known)
     if found := _KEY.fullmatch(node.text):
-        path, text = _explain(node.children, "", known)
+        # A section as a whole is refused on lines that are not indented below its name.
+        path, text = _explain(node.children or nodes[1:], "", known)
         return _joined(found[1], path), text
     if found := _CLASS.fullmatch(node.text):
         path, text = _explain(node.children, found[1], known)
@@ -103,6 +107,8 @@ def _explain(nodes: Sequence[_Node], class_path: str, known: Sequence[str]) -> t
         return "", f"{_called(class_path)} has no argument {found[1]!r}{_nearest(found[1], takes) or '; it takes ' + (', '.join(takes) or 'none')}"
     if class_path and (found := re.match(r"the following arguments are required: (.*)", node.text)):
         return "", f"{_called(class_path)} needs {found[1]}"
+    if found := _NOT_A_MAPPING.fullmatch(node.text):
+        return "", f"expected a mapping, got {_short(found[1])}"
     if found := _NOT_A_CLASS.fullmatch(node.text):
         return "class_path", f"{found[1]} is neither a {found[2]} nor a function declared to return one"
     if found := _NO_CLASS.fullmatch(node.text):

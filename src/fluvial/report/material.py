@@ -44,6 +44,7 @@ class Material:
     title: str
     seed: int
     history: list[dict[str, Any]]
+    history_note: str = ""
     best: dict[str, Any] | None = None
     stopped: str = ""
     check: dict[str, Any] | None = None

@@ -22,13 +22,14 @@ from fluvial.report.theme import as_rows
 def training(material: Material) -> Section:
     """The curves."""
     if not material.history:
-        return Section("training", "Training", missing=material.hints.history)
+        return Section("training", "Training", missing=" ".join(filter(None, (material.history_note, material.hints.history))))
     last = material.history[-1]
     took = f"{last.get('step', 0):,} steps".replace(",", " ")
     if isinstance(last.get("seconds"), int | float):
         took += f" in {clock(last['seconds'])}"
-    ended = f", ended by {material.stopped}" if material.stopped else ""
+    ended = ", interrupted" if material.stopped == "interrupted" else f", ended by {material.stopped}" if material.stopped else ""
     skipped = f"; {last['skipped']} steps were skipped because something in them was not finite" if last.get("skipped") else ""
+    note = f" {material.history_note}" if material.history_note else ""
     caption = (
         "The validation NLL is that of log_prob, never the training surrogate, on "
         "rows held out from training, with bands of one standard error. It should fall and level off: "
@@ -36,7 +37,7 @@ def training(material: Material) -> Section:
         "For free-form flows the two NLL curves should meet."
     )
     figure = curves(material.history, best=material.best)
-    return Section("training", "Training", f"{took}{ended}{skipped}.", [Panel("", [figure], caption, "full")])
+    return Section("training", "Training", f"{took}{ended}{skipped}.{note}", [Panel("", [figure], caption, "full")])
 
 
 def samples(material: Material) -> Section:

@@ -41,6 +41,8 @@ class Batches:
         self._device = device
         self._permutation = torch.empty(0, dtype=torch.int64)
         self._cursor = 0
+        weight = None if data is None else data.weight
+        self._weight_scale = None if weight is None else 1 / weight.mean()
         self._empty = torch.empty(batch_size, 0, device=device)
 
     def __len__(self) -> int:
@@ -60,7 +62,10 @@ class Batches:
             self._cursor = 0
         index = self._permutation[self._cursor : self._cursor + self.batch_size]
         self._cursor += self.batch_size
-        return rows(self.data, index, self._noise)
+        batch = rows(self.data, index, self._noise)
+        if batch.weight is None or self._weight_scale is None:
+            return batch
+        return batch._replace(weight=batch.weight * self._weight_scale)
 
     def state_dict(self) -> dict[str, Any]:
         """The order of this pass, the place in it, and the stream that the next orders come from."""

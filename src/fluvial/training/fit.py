@@ -130,7 +130,7 @@ def fit(
     if data is None and max_epochs is not None:
         raise ValueError("fit: without data there are no epochs; give max_steps or max_time")
     where = training_device(device, settings.precision)
-    train, held_out = split_data(flow, data, validation, seed)
+    train, held_out = split_data(flow, data, validation, seed, settings.dtype)
     if objective is None:
         from fluvial.objectives import natural_objective
 
@@ -236,6 +236,10 @@ def _conclude(loop: Loop, directory: str | Path | None) -> History:
     stopped = loop.stopped or ""
     if stopped.startswith("non-finite"):
         warnings.warn(f"fit: training stopped at step {loop.progress.step}, {stopped}", stacklevel=3)
+    elif loop.rows and loop.rows[-1].get("skipped", 0) >= loop.progress.step > 0:
+        warnings.warn(
+            f"fit: all {loop.progress.step} steps were skipped because loss or gradients were not finite; the flow is as it was before", stacklevel=3
+        )
     elif loop.best is None and loop.rows:
         warnings.warn(
             "fit: no validation gave a finite monitor, so the flow holds the last weights, not the best; look at History.rows", stacklevel=3

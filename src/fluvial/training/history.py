@@ -62,7 +62,8 @@ class History:
     def __repr__(self) -> str:
         step = f" at step {self.rows[-1]['step']}" if self.rows else ""
         best = f", best monitor {self.best['monitor']:.6g} at step {self.best['step']}" if self.best else ""
-        return f"History({len(self.rows)} rows, stopped by {self.stopped.partition(':')[0] or 'nothing'}{step}{best})"
+        ended = "interrupted" if self.stopped == "interrupted" else f"stopped by {self.stopped.partition(':')[0] or 'nothing'}"
+        return f"History({len(self.rows)} rows, {ended}{step}{best})"
 
 
 def append_row(path: Path, row: Row) -> None:

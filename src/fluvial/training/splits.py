@@ -7,6 +7,7 @@ from torch import nn
 
 from fluvial.codecs import FreeForm, fit_codec_
 from fluvial.data import Dataset, as_dataset
+from fluvial.data.dataset import check_resolved
 from fluvial.data.problems import check_finite, check_on_manifold, check_rank, check_weight
 from fluvial.flow import Flow
 from fluvial.joint import Joint
@@ -20,13 +21,13 @@ from fluvial.training.validation import Validation
 
 # Held-out rows need no gradient, so more of them fit than in a training batch.
 CHUNK_BATCHES = 4
-LEAST_CHUNK = 1024
+LEAST_CHUNK = 4096
 
 
 Rows = Dataset | JointRows
 
 
-def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[Rows | None, Rows | None]:
+def split_data(flow: nn.Module, data: Any, validation: Any, seed: int, dtype: torch.dtype) -> tuple[Rows | None, Rows | None]:
     """Training and held-out rows, or (None, None) without data.
 
     Raises:
@@ -40,6 +41,9 @@ def split_data(flow: nn.Module, data: Any, validation: Any, seed: int) -> tuple[
             return joint.cut(_share(validation), seed)
         return joint, JointRows.of(flow, validation)
     whole = _on_manifold(flow, as_dataset(data), "data")
+    if whole.x.dtype == torch.float64 and dtype == torch.float32:
+        check_resolved(whole.x.cpu().numpy(), "fit: data")
+        whole = whole.to(dtype)
     whole.check()
     if isinstance(flow, Flow) and isinstance(flow.manifold, Euclidean) and not flow.is_bottleneck:
         check_rank(whole.x, whole.spec)

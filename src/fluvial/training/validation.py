@@ -47,7 +47,8 @@ class Validation:
         for name, first in parts[0].items():
             values = [part[name] for part in parts]
             if first.ndim == 0:
-                figures[name] = sum(total * float(value) for total, value in zip(totals, values)) / sum(totals)
+                # A chunk without weight says nothing, not even through a NaN.
+                figures[name] = sum(total * float(value) for total, value in zip(totals, values) if total > 0) / sum(totals)
             else:
                 estimate = mean_estimate(torch.cat(values), self.batch.weight)
                 figures |= {name: estimate.value, f"{name}_error": estimate.standard_error}
