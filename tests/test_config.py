@@ -340,9 +340,15 @@ def test_allow_trusts_what_it_lists_and_no_more():
 
 
 LARGE = {
-    "torch.nn.Linear: out_features is 10000001, and 10000000": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 10**7 + 1}},
+    "torch.nn.Linear: out_features is 10000001, and 10000000": {
+        "class_path": "torch.nn.Linear",
+        "init_args": {"in_features": 1, "out_features": 10**7 + 1},
+    },
     "torch.nn.LSTM: num_layers is 1001": {"class_path": "torch.nn.LSTM", "init_args": {"input_size": 1, "hidden_size": 1, "num_layers": 1001}},
-    "torch.nn.LayerNorm: normalized_shape is a number of more": {"class_path": "torch.nn.LayerNorm", "init_args": {"normalized_shape": [2, 10**5000]}},
+    "torch.nn.LayerNorm: normalized_shape is a number of more": {
+        "class_path": "torch.nn.LayerNorm",
+        "init_args": {"normalized_shape": [2, 10**5000]},
+    },
     "fluvial.nn.Residual: blocks is 10001": {"class_path": "fluvial.nn.Residual", "init_args": {"in_features": 2, "blocks": 10001}},
 }
 

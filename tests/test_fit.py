@@ -635,5 +635,5 @@ def test_a_run_of_skipped_steps_says_so():
         def forward(self, flow, batch, progress):
             return {"loss": super().forward(flow, batch, progress)["loss"] * math.nan}
 
-    with pytest.warns(UserWarning, match="all 5 steps were skipped"):
+    with pytest.warns(UserWarning, match="in all 5 steps loss or gradients were not finite"):
         quick(small_flow(), points(), objective=Broken(), max_steps=5)

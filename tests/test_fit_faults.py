@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import fluvial as fl
+from fluvial.cli import main
 from fluvial.objectives import Objective
 from fluvial.training.guard import Guard
 
@@ -110,7 +112,8 @@ def test_only_the_group_with_the_bad_gradient_is_left_out():
 
     flow = small_flow()
     before = weights(flow)
-    history = quick(flow, Split(), max_steps=5, validate_every=5)
+    with pytest.warns(UserWarning, match="in all 5 steps"):
+        history = quick(flow, Split(), max_steps=5, validate_every=5)
     assert history.rows[-1]["skipped"] == 5
     for name, value in flow.state_dict().items():
         if ".encoder." in name:
@@ -331,3 +334,31 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; give the path of a folder"):
         quick(small_flow(), Autoencode(), directory=tmp_path / "file")
+
+
+def test_parts_that_a_killed_process_left_are_removed(tmp_path):
+    for name in (".checkpoint.pt.0123456789ab.part", ".model.safetensors.0123456789ab.part"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".mine.part").write_bytes(b"kept")
+    quick(small_flow(), Autoencode(), directory=tmp_path, max_steps=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.part", "checkpoint.pt", "history.jsonl", "model.safetensors"]
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path, capsys):
+    quick(small_flow(), Autoencode(), directory=tmp_path, max_steps=10)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code = f"import time; from pathlib import Path; from fluvial.training.checkpoint import locked\nwith locked(Path({str(tmp_path)!r})):\n"
+    code += "    print('locked', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "locked\n"
+            for resume in (False, True):
+                with pytest.raises(ValueError, match="another fit is running in"):
+                    quick(small_flow(), Autoencode(), directory=tmp_path, max_steps=20, resume=resume)
+            assert main(["fit", "moons", "-o", str(tmp_path), "--overwrite"]) == 2
+            assert "another fit is running in" in capsys.readouterr().err
+            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        finally:
+            process.kill()
+    # The system has taken the lock back from the killed process.
+    quick(small_flow(), Autoencode(), directory=tmp_path, max_steps=20)

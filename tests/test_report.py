@@ -421,7 +421,7 @@ def test_curves_mark_the_best_step_and_live_with_gaps():
     ]
     figure = report.curves(rows)
     names = [trace.name for trace in figure.data if trace.name]
-    assert names == ["NLL (decoder)", "loss", "surrogate", "validation, mean distance", "β", "learning rate"]
+    assert names == ["NLL (decoder)", "loss", "surrogate", "validation, root mean square", "β", "learning rate"]
     assert best_row(rows) == rows[1]
     assert {shape.x0 for shape in figure.layout.shapes} == {20}
     assert len(figure.layout.shapes) == 5

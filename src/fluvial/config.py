@@ -13,7 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from fluvial.constructors import CONTAINERS, check_sizes, is_torch, kept, lists_are_tuples, owner_of, parameters_of, path_of, public, resolve, takes_container
+from fluvial.constructors import (
+    CONTAINERS,
+    check_sizes,
+    is_torch,
+    kept,
+    lists_are_tuples,
+    owner_of,
+    parameters_of,
+    path_of,
+    public,
+    resolve,
+    takes_container,
+)
 from fluvial.manifolds import Manifold
 
 Config = dict[str, Any]

@@ -169,7 +169,9 @@ class Run:
             return None
         if isinstance(found, dict) and fits(found):
             return found
-        what = "its entries are not of the kind that belongs there" if isinstance(found, dict) else f"it holds a {type(found).__name__}, not an object"
+        what = (
+            "its entries are not of the kind that belongs there" if isinstance(found, dict) else f"it holds a {type(found).__name__}, not an object"
+        )
         _tell(problems, f"{path} counts as missing, because {what}")
         return None
 

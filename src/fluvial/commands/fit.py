@@ -88,16 +88,18 @@ def run(arguments: argparse.Namespace) -> int:
     flow, objective, splits = recipe.flow(), recipe.objective(), recipe.splits()
     splits.train.check()
 
+    from fluvial.training.checkpoint import locked
     from fluvial.training.fit import fit
     from fluvial.training.settings import training_device
 
     device = str(training_device(recipe.fit["device"], recipe.fit["precision"] or "32"))
     if started is None:
         place = Run.create(recipe.name) if folder is None else Run(folder)
-        place.path.mkdir(parents=True, exist_ok=True)
-        place.clear()
     else:
         place = started
+    with locked(place.path):  # asked before anything is removed; fit asks again and keeps it
+        if started is None:
+            place.clear()
     # Figures of earlier weights would be taken for those of the new ones.
     for name in ("metrics.json", "check.json", "report.html"):
         (place.path / name).unlink(missing_ok=True)

@@ -85,7 +85,9 @@ def _is_metrics(found: dict[str, Any]) -> bool:
 
 
 def _is_figure(entry: Any) -> bool:
-    return all(map(_is_number, (entry.get("value"), entry.get("standard_error"), entry.get("error")))) if isinstance(entry, dict) else _is_number(entry)
+    return (
+        all(map(_is_number, (entry.get("value"), entry.get("standard_error"), entry.get("error")))) if isinstance(entry, dict) else _is_number(entry)
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -101,7 +101,7 @@ _PANELS: tuple[tuple[str, bool, Callable[[list[dict[str, Any]]], list[Curve]]], 
         "reconstruction",
         True,
         lambda rows: _having(
-            rows, ("reconstruction", "validation, mean distance", MODEL), ("train_reconstruction", "training, mean square (standardised)", FIFTH)
+            rows, ("reconstruction", "validation, root mean square", MODEL), ("train_reconstruction", "training, mean square (standardised)", FIFTH)
         ),
     ),
     ("β and gap", True, lambda rows: _having(rows, ("beta", "β", THIRD), ("gap", "|NLL encoder − NLL decoder|, nats", FOURTH))),

@@ -1,8 +1,11 @@
 """The folder of one training run, and what is written into it."""
 
+import contextlib
 import hashlib
 import inspect
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +21,52 @@ if TYPE_CHECKING:
     from fluvial.data import Dataset
     from fluvial.training.joint_rows import JointRows
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 FORMAT = 1
 HASHED_ROWS = 1000
 BUDGET = ("max_steps", "max_epochs", "max_time")
+
+_NAMES = ("checkpoint.pt", "history.jsonl", "model.safetensors")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep the folder of a run for this process while it trains, so that no two runs mix their files.
+
+    The folder itself carries the lock, no file in it, and the system takes the lock back however the process ends. Where the system or the
+    file system knows no such locks, nothing is locked.
+
+    Args:
+        path: The folder; it is made if it is not there.
+
+    Raises:
+        ValueError: If another run has it.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"fit: directory {path} is a file; give the path of a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"fit: another fit is running in {path}; wait for it, or take another folder") from None
+        except OSError:  # on a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # for child processes too, which hold the folder open as long as they live
+    finally:
+        os.close(descriptor)
 
 
 class Folder:
@@ -40,14 +86,18 @@ class Folder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"fit: directory {path} is a file; give the path of a folder")
         path.mkdir(parents=True, exist_ok=True)
+        # What a process that was killed in the middle of writing could not remove itself.
+        for name in _NAMES:
+            for part in path.glob(f".{name}.*.part"):
+                part.unlink(missing_ok=True)
         self.checkpoint = path / "checkpoint.pt"
         self.history = path / "history.jsonl"
         self.model = path / "model.safetensors" if model else None
 
     def clear(self) -> None:
         """Remove what an earlier run left, so that nothing of it is ever taken for this one's."""
-        for path in (self.checkpoint, self.history, self.checkpoint.with_name("model.safetensors")):
-            path.unlink(missing_ok=True)
+        for name in _NAMES:
+            self.checkpoint.with_name(name).unlink(missing_ok=True)
 
     def read(self) -> dict[str, Any] | None:
         """The checkpoint, or None where there is none.

@@ -14,7 +14,7 @@ from torch import nn
 from fluvial.config import writable
 from fluvial.objectives.objective import Objective
 from fluvial.training.batches import Batches
-from fluvial.training.checkpoint import Folder, compare, fingerprint
+from fluvial.training.checkpoint import Folder, compare, fingerprint, locked
 from fluvial.training.history import History
 from fluvial.training.interruption import Interruption
 from fluvial.training.loop import Loop
@@ -92,7 +92,7 @@ def fit(
         The course of training, why it stopped, and the row of the best weights.
 
     Raises:
-        ValueError: If arguments, data and flow do not fit together, or a checkpoint belongs to another run.
+        ValueError: If arguments, data and flow do not fit together, a checkpoint belongs to another run, or another process trains in `directory`.
         TypeError: If flow or objective are of the wrong kind.
         OSError: If the disk is full: the last whole checkpoint is kept, and the flow holds the best weights.
 
@@ -136,6 +136,8 @@ def fit(
 
         objective = natural_objective(flow)
     with ExitStack() as stack:
+        if directory is not None:
+            stack.enter_context(locked(Path(directory)))
         stack.enter_context(seeded(seed, where))
         interruption = stack.enter_context(Interruption())
         for module in (flow, objective):
@@ -238,7 +240,8 @@ def _conclude(loop: Loop, directory: str | Path | None) -> History:
         warnings.warn(f"fit: training stopped at step {loop.progress.step}, {stopped}", stacklevel=3)
     elif loop.rows and loop.rows[-1].get("skipped", 0) >= loop.progress.step > 0:
         warnings.warn(
-            f"fit: all {loop.progress.step} steps were skipped because loss or gradients were not finite; the flow is as it was before", stacklevel=3
+            f"fit: in all {loop.progress.step} steps loss or gradients were not finite; what they concern was not trained, look at History.rows",
+            stacklevel=3,
         )
     elif loop.best is None and loop.rows:
         warnings.warn(
