@@ -16,6 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/fluvial fit airports-quick -o runs/demo --overwrite
 	$(BIN)/fluvial evaluate runs/demo
+	$(BIN)/fluvial check runs/demo
 	$(BIN)/fluvial report runs/demo
 
 # One thread for each worker: two pools of spinning threads on the same cores are slower than none.
