@@ -4,7 +4,9 @@ from fluvial.bases.base import Base, sample_shape
 from fluvial.bases.categorical import Categorical
 from fluvial.bases.normal import Normal
 from fluvial.bases.student_t import StudentT
+from fluvial.bases.truncated_normal import TruncatedNormal
+from fluvial.bases.uniform import Uniform
 from fluvial.bases.uniform_on import UniformOn
 from fluvial.bases.von_mises_fisher import VonMisesFisherMixture
 
-__all__ = ["Base", "Categorical", "Normal", "StudentT", "UniformOn", "VonMisesFisherMixture", "sample_shape"]
+__all__ = ["Base", "Categorical", "Normal", "StudentT", "TruncatedNormal", "Uniform", "UniformOn", "VonMisesFisherMixture", "sample_shape"]

@@ -1,8 +1,60 @@
 """Maps between data and latents."""
 
+from fluvial.codecs.act_norm import ActNorm
+from fluvial.codecs.affine import Affine
+from fluvial.codecs.angles import Angles
+from fluvial.codecs.arcsinh import Arcsinh
+from fluvial.codecs.bounds import Bounds
 from fluvial.codecs.chain import Chain, Inverse
 from fluvial.codecs.codec import Bijection, Codec
+from fluvial.codecs.coupling import Coupling
+from fluvial.codecs.cubic import Cubic
+from fluvial.codecs.cylinder import Cylinder
 from fluvial.codecs.free_form import FreeForm
+from fluvial.codecs.hadamard import Hadamard
+from fluvial.codecs.isometry import Isometry
+from fluvial.codecs.logit import Logit
+from fluvial.codecs.lu import LU
+from fluvial.codecs.permutation import Permutation
+from fluvial.codecs.principal_axes import PrincipalAxes
+from fluvial.codecs.rational_quadratic import RationalQuadratic
+from fluvial.codecs.rotation import Rotation
+from fluvial.codecs.smooth import Smooth
+from fluvial.codecs.softplus import Log, Softplus
 from fluvial.codecs.standardize import HasFit, Standardize, fit_codec_
+from fluvial.codecs.trainable_rotation import TrainableRotation
+from fluvial.codecs.transformer import Transformer
+from fluvial.codecs.whiten import Whiten
 
-__all__ = ["Bijection", "Chain", "Codec", "FreeForm", "HasFit", "Inverse", "Standardize", "fit_codec_"]
+__all__ = [
+    "ActNorm",
+    "Affine",
+    "Angles",
+    "Arcsinh",
+    "Bijection",
+    "Bounds",
+    "Chain",
+    "Codec",
+    "Coupling",
+    "Cubic",
+    "Cylinder",
+    "FreeForm",
+    "Hadamard",
+    "HasFit",
+    "Inverse",
+    "Isometry",
+    "Log",
+    "Logit",
+    "LU",
+    "Permutation",
+    "PrincipalAxes",
+    "RationalQuadratic",
+    "Rotation",
+    "Smooth",
+    "Softplus",
+    "Standardize",
+    "TrainableRotation",
+    "Transformer",
+    "Whiten",
+    "fit_codec_",
+]

@@ -53,6 +53,13 @@ class MLP(nn.Module):
             h = self._phi(layer(h))
         return self.layers[-1](h)
 
+    def columns(self, h: Tensor) -> Tensor:
+        """The same network with one column for each row: [x, c] of shape (features + context, B) -> (out, B), contiguous."""
+        for layer in self.layers[:-1]:
+            h = self._phi(torch.addmm(layer.bias.unsqueeze(1), layer.weight, h))
+        last = self.layers[-1]
+        return torch.addmm(last.bias.unsqueeze(1), last.weight, h)
+
     def linearize(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The output, shape (*batch, out), and the function that maps tangents t (K, *x.shape) to the output's (K, *batch, out)."""
         h = join(self, x, c)

@@ -1,0 +1,157 @@
+"""Rational-quadratic splines."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fluvial.codecs.bins import Bin, at, find_bin
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, wrap
+
+
+class RationalQuadratic(Transformer):
+    r"""A monotone rational-quadratic spline: K bins, in each a quotient of quadratics, once continuously differentiable.
+
+    With ξ the position in the bin (0 … 1), η = ξ(1 − ξ), s = h/w the bin's mean slope and a, b the slopes at its ends divided by s:
+
+    .. math:: z = y_k + h\,\frac{\xi^2 + a\eta}{1 + (a + b - 2)\eta}, \qquad
+              \frac{dz}{dx} = s\,\frac{b\xi^2 + 2\eta + a(1-\xi)^2}{(1 + (a + b - 2)\eta)^2}
+
+    Whatever the network puts out, mean slopes stay within 1/R … R, R = ``slope_ratio``, slopes at knots within a factor 5 of the harmonic
+    mean of their neighbours, and so the slope everywhere within 1/R² … R²: values, gradients and the inverse stay finite and accurate, in single
+    precision too (see `fluvial.codecs.bins`).
+
+    Args:
+        bins: K.
+        low: Lower end of the box.
+        high: Upper end.
+        boundary: "linear" (identity outside), "interval" (the box is all there is), or "circular" (the ends are one point; a shift is learned too).
+        slope_ratio: R, the largest mean slope of a bin and the inverse of the smallest.
+        width_ratio: Largest ratio of the widths of two bins.
+
+    Raises:
+        ValueError: If the box is empty, or ratios or bins are too small.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios (2019), "Neural spline flows", arXiv:1906.04032.
+        Rezende, Papamakarios, Racanière, Albergo, Kanwar, Shanahan, Cranmer (2020), "Normalizing flows on tori and spheres", arXiv:2002.02428.
+
+    Example:
+        >>> spline = RationalQuadratic(4)
+        >>> theta = spline.start().view(-1, 1, 1).expand(-1, 1, 3)
+        >>> z, log_slope = spline.encode(theta, torch.tensor([[-7.0, 0.0, 2.0]]))
+        >>> bool(torch.allclose(z, torch.tensor([[-7.0, 0.0, 2.0]]), atol=1e-6))
+        True
+    """
+
+    def __init__(
+        self,
+        bins: int = 16,
+        *,
+        low: float = -5.0,
+        high: float = 5.0,
+        boundary: Boundary = "linear",
+        slope_ratio: float = 30.0,
+        width_ratio: float = 1000.0,
+    ) -> None:
+        super().__init__()
+        check_box("RationalQuadratic", low, high, boundary, bins, 2)
+        if not (slope_ratio > 1 and width_ratio > 1):
+            raise ValueError(f"RationalQuadratic: ratios must be above 1, got slope_ratio={slope_ratio}, width_ratio={width_ratio}")
+        self.bins = bins
+        self.low = low
+        self.high = high
+        self.boundary: Boundary = boundary
+        self.slope_ratio = slope_ratio
+        self.width_ratio = width_ratio
+        # Slopes at the inner knots; on an interval at both ends, on a circle at their common point; there also the shift.
+        self.n_parameters = {"linear": 3 * bins - 1, "interval": 3 * bins + 1, "circular": 3 * bins + 1}[boundary]
+        self._floors = (1 / width_ratio, 1 / slope_ratio)
+
+    def start(self) -> Tensor:
+        """Bins of equal width and slope 1, each as far from its lower as from its upper bound."""
+        theta = torch.zeros(self.n_parameters)
+        for k, floor in enumerate(self._floors):
+            s = math.sqrt(floor * (1 + floor)) - floor
+            theta[k * self.bins : (k + 1) * self.bins] = math.log(s / (1 - s))
+        return theta
+
+    def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Z and log dz/dx, both (F, B)."""
+        theta = theta.to(x.dtype)
+        size = self.high - self.low
+        inner = wrap(x, self.low, self.high) if self.boundary == "circular" else x
+        t = ((inner - self.low) / size).clamp(0, 1)
+        bin = self._find(theta, t)
+        a, b = self._end_slopes(theta, bin)
+        xi = ((t * bin.total_width - bin.left) / bin.width).clamp(0, 1)
+        eta = xi * (1 - xi)
+        denominator = 1 + (a + b - 2) * eta
+        height = bin.bottom + bin.width * bin.slope * ((xi * xi + a * eta) / denominator)
+        z = self.low + size * (height / bin.total_height)
+        log_slope = _log_slope(bin, a, b, xi, eta, denominator)
+        if self.boundary == "circular":
+            z = wrap(z + theta[-1], self.low, self.high)
+        return finish(self.boundary, self.low, self.high, x, z, log_slope)
+
+    def decode(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse x and log dx/dz, both (F, B)."""
+        theta = theta.to(z.dtype)
+        size = self.high - self.low
+        inner = wrap(z - theta[-1], self.low, self.high) if self.boundary == "circular" else z
+        t = ((inner - self.low) / size).clamp(0, 1)
+        bin = self._find(theta, t, by_height=True)
+        a, b = self._end_slopes(theta, bin)
+        tau = ((t * bin.total_height - bin.bottom) / (bin.width * bin.slope)).clamp(0, 1)
+        xi = rational_root(a, b, tau)
+        x = self.low + size * ((bin.left + bin.width * xi) / bin.total_width)
+        eta = xi * (1 - xi)
+        log_slope = -_log_slope(bin, a, b, xi, eta, 1 + (a + b - 2) * eta)
+        return finish(self.boundary, self.low, self.high, z, x, log_slope)
+
+    def _find(self, theta: Tensor, t: Tensor, *, by_height: bool = False) -> Bin:
+        s = torch.sigmoid(theta[: 2 * self.bins])
+        return find_bin(s, t, floors=self._floors, circular=self.boundary == "circular", by_height=by_height)
+
+    def _end_slopes(self, theta: Tensor, bin: Bin) -> tuple[Tensor, Tensor]:
+        """a and b: the slopes at both ends of the bin, in units of its mean slope."""
+        k, last = bin.index, self.bins - 1
+        delta = theta[2 * self.bins :]
+        # 2ρ'/(ρ + ρ') is the harmonic mean of the two slopes that meet at the knot, divided by this bin's own.
+        harmonic_a = 2 * bin.slope_before / (bin.slope + bin.slope_before)
+        harmonic_b = 2 * bin.slope_after / (bin.slope + bin.slope_after)
+        if self.boundary == "interval":
+            return harmonic_a * _factor(at(delta, k)), harmonic_b * _factor(at(delta, k + 1))
+        if self.boundary == "circular":
+            return harmonic_a * _factor(at(delta, k)), harmonic_b * _factor(at(delta, torch.where(k == last, 0, k + 1)))
+        a = harmonic_a * _factor(at(delta, (k - 1).clamp_min(0)))
+        b = harmonic_b * _factor(at(delta, k.clamp_max(last - 1)))
+        # Slope 1 where the straight tails begin.
+        one = bin.total_height / (bin.slope * bin.total_width)
+        return torch.where(k == 0, one, a), torch.where(k == last, one, b)
+
+    def extra_repr(self) -> str:
+        """Bins and box, for repr."""
+        return f"{self.bins} bins on [{self.low:g}, {self.high:g}], {self.boundary}"
+
+
+_LOG_5 = math.log(5.0)
+
+
+def _factor(delta: Tensor) -> Tensor:
+    """1/5 … 5, and 1 at 0."""
+    return torch.exp(_LOG_5 * torch.tanh(delta / _LOG_5))
+
+
+def rational_root(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
+    """Where the rational quadratic from 0 to 1 with slopes a and b at its ends takes the value τ."""
+    # (1 − a + τq) ξ² + (a − τq) ξ − τ = 0 with q = a + b − 2, solved so that nothing cancels; the discriminant is a² at one end, b² at the other.
+    linear = a - (a + b - 2) * tau
+    discriminant = linear * linear + 4 * tau * (1 - linear)
+    return (2 * tau / (linear + torch.sqrt(discriminant.clamp_min(torch.finfo(tau.dtype).tiny)))).clamp(0, 1)
+
+
+def _log_slope(bin: Bin, a: Tensor, b: Tensor, xi: Tensor, eta: Tensor, denominator: Tensor) -> Tensor:
+    rest = 1 - xi
+    numerator = b * (xi * xi) + 2 * eta + a * (rest * rest)
+    return torch.log(bin.slope * bin.total_width / bin.total_height * numerator / (denominator * denominator))
