@@ -663,8 +663,7 @@ def test_distribution_without_a_condition():
     distribution = free_form(2, width=8, blocks=1).eval().distribution()
     assert (distribution.batch_shape, distribution.sample((3,)).shape) == ((), (3, 2))
     assert distribution.expand(()) is distribution
-    with pytest.raises(ValueError, match="cannot be expanded"):
-        distribution.expand((2,))
+    assert distribution.expand((2,)).sample((3,)).shape == (3, 2, 2)
 
 
 def test_residual_flow_is_math_not_magic():

@@ -186,27 +186,36 @@ def test_points_that_are_not_finite_stay_what_they_are(transformer):
     assert not torch.isfinite(transformer.encode(broken, torch.zeros(3, 3))[1]).any()
 
 
-def test_bins_found_in_one_sweep_are_those_of_the_plain_operations():
-    from fluvial.codecs.bins import find_bin, find_bin_plainly
+@pytest.mark.parametrize("knots", ["none", "inner", "all"])
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_bins_found_in_one_sweep_are_those_of_the_plain_operations(count, circular, knots):
+    from fluvial.codecs.bins import Bins, find_bin, find_bin_plainly
 
     torch.manual_seed(6)
-    for bins in (2, 5, 40):
-        for circular in (False, True):
-            for by_height in (False, True):
-                s = torch.rand(2 * bins, 3, 50, dtype=torch.float64, requires_grad=True)
-                t = torch.rand(3, 50, dtype=torch.float64)
-                t[0, :2] = torch.tensor([0.0, 1.0])
-                options = {"floors": (1e-3, 1e-2), "circular": circular, "by_height": by_height}
-                swept, plain = find_bin(s, t, **options), find_bin_plainly(s, t, **options)
-                weights = [torch.randn_like(t) for _ in range(8)]
-                gradients = []
-                for found in (swept, plain):
-                    gradients.append(torch.autograd.grad(sum((w * v).sum() for w, v in zip(weights, found[:-1])), s)[0])
-                for a, b in zip(swept, plain):
-                    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-                torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
-                if bins == 2:
-                    torch.autograd.gradcheck(lambda s: find_bin(s, t[:, :2], **options)[:-1], s[..., :2].detach().requires_grad_())  # noqa: B023
+    bins = Bins(count, (1e-3, 1e-2), circular=circular, knots={"none": 0, "inner": count - 1, "all": count if circular else count + 1}[knots])
+    for by_height in (False, True):
+        # One row more than it takes.
+        theta = torch.randn(2 * count + bins.knots + 1, 3, 50, dtype=torch.float64, requires_grad=True)
+        t = torch.rand(3, 50, dtype=torch.float64)
+        t[0, :2] = torch.tensor([0.0, 1.0])
+        swept, plain = (find(theta, t, bins, by_height=by_height) for find in (find_bin, find_bin_plainly))
+        gradients = []
+        for found in (swept, plain):
+            torch.manual_seed(7)
+            total = sum((torch.randn_like(value) * value).sum() for value in found[1:] if value is not None)
+            gradients.append(torch.autograd.grad(total, theta)[0])
+        for a, b in zip(swept, plain):
+            if a is not None or b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+        if count == 2:
+            few = theta[..., :2].detach().requires_grad_()
+            torch.autograd.gradcheck(
+                lambda theta: [v for v in find_bin(theta, t[:, :2], bins, by_height=by_height)[1:] if v is not None],  # noqa: B023
+                few,
+                check_forward_ad=True,
+            )
 
 
 @pytest.mark.parametrize(

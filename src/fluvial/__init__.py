@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Flow": "fluvial.flow",
     "Joint": "fluvial.joint",
+    "Ensemble": "fluvial.ensemble",
     "Codec": "fluvial.codecs",
     "Bijection": "fluvial.codecs",
     "FreeForm": "fluvial.codecs",
@@ -17,11 +18,17 @@ _HOMES = {
     "Manifold": "fluvial.manifolds",
     "Euclidean": "fluvial.manifolds",
     "Sphere": "fluvial.manifolds",
+    "Torus": "fluvial.manifolds",
+    "Energy": "fluvial.energies",
     "Objective": "fluvial.objectives",
     "Batch": "fluvial.objectives",
     "Progress": "fluvial.objectives",
     "FreeFormLikelihood": "fluvial.objectives",
     "MaximumLikelihood": "fluvial.objectives",
+    "ReverseKL": "fluvial.objectives",
+    "AlphaDivergence": "fluvial.objectives",
+    "LogVariance": "fluvial.objectives",
+    "MaximumMeanDiscrepancy": "fluvial.objectives",
     "WeightedSum": "fluvial.objectives",
     "Dataset": "fluvial.data",
     "DataSpec": "fluvial.data",
@@ -30,18 +37,31 @@ _HOMES = {
     "load": "fluvial.io",
     "check": "fluvial.check",
 }
-_ROOMS = ("bases", "codecs", "data", "flows", "manifolds", "metrics", "nn", "objectives", "report", "testing", "volume")
+_ROOMS = ("bases", "codecs", "data", "energies", "flows", "interop", "manifolds", "metrics", "nn", "objectives", "report", "testing", "volume")
 
 if TYPE_CHECKING:
-    from fluvial import bases, codecs, data, flows, manifolds, metrics, nn, objectives, report, testing, volume
+    from fluvial import bases, codecs, data, energies, flows, interop, manifolds, metrics, nn, objectives, report, testing, volume
     from fluvial.check import check
     from fluvial.codecs import Bijection, Chain, Codec, FreeForm, Inverse
     from fluvial.data import Dataset, DataSpec
+    from fluvial.energies import Energy
+    from fluvial.ensemble import Ensemble
     from fluvial.flow import Flow
     from fluvial.io import load, save
     from fluvial.joint import Joint
-    from fluvial.manifolds import Euclidean, Manifold, Sphere
-    from fluvial.objectives import Batch, FreeFormLikelihood, MaximumLikelihood, Objective, Progress, WeightedSum
+    from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
+    from fluvial.objectives import (
+        AlphaDivergence,
+        Batch,
+        FreeFormLikelihood,
+        LogVariance,
+        MaximumLikelihood,
+        MaximumMeanDiscrepancy,
+        Objective,
+        Progress,
+        ReverseKL,
+        WeightedSum,
+    )
     from fluvial.training import fit
 
 __all__ = [*_HOMES, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -243,7 +243,9 @@ class _Writer:
         return {"tensor": {"dtype": dtype, "shape": list(value.shape), "values": value.detach().cpu().flatten().tolist()}}
 
     def check_plain(self, obj: Any, path: str) -> None:
-        """Refuse modules that something else has altered."""
+        """Refuse modules that something else has altered, or that say themselves why they cannot be written."""
+        if isinstance(getattr(obj, "unwritable", None), str):
+            self.refuse(path, obj, obj.unwritable)
         if hasattr(obj, "_orig_mod"):
             self.refuse(path, obj, "it is compiled; keep the module itself in the flow and compile after loading")
         if isinstance(obj, nn.Module) and is_parametrized(obj):

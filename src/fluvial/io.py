@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 import fluvial
 from fluvial.config import build, describe, verified
 from fluvial.data.spec import DataSpec
+from fluvial.ensemble import Ensemble
 from fluvial.files import write_atomic
 from fluvial.flow import Flow
 from fluvial.joint import Joint
@@ -26,7 +27,7 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
-def save(flow: Flow | Joint, path: str | os.PathLike[str]) -> None:
+def save(flow: Flow | Joint | Ensemble, path: str | os.PathLike[str]) -> None:
     """Store a flow in one ``.safetensors`` file: its weights, its configuration and its data specification.
 
     The file is written whole or not at all, holds no code and no pickle, and the same flow gives the same bytes.
@@ -50,8 +51,8 @@ def save(flow: Flow | Joint, path: str | os.PathLike[str]) -> None:
         >>> torch.equal(flow.encode(x), again.encode(x))
         True
     """
-    if not isinstance(flow, Flow | Joint):
-        raise TypeError(f"save: expected a Flow or a Joint, got {type(flow).__name__}; wrap a codec as Flow(codec, base)")
+    if not isinstance(flow, Flow | Joint | Ensemble):
+        raise TypeError(f"save: expected an Ensemble, a Flow or a Joint, got {type(flow).__name__}; wrap a codec as Flow(codec, base)")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"save: the file must end in .safetensors, got {Path(path).name!r}; write {Path(path).stem + '.safetensors'!r}")
     tensors, tied = _untied(flow.state_dict())
@@ -78,7 +79,7 @@ def save(flow: Flow | Joint, path: str | os.PathLike[str]) -> None:
     write_atomic(path, write)
 
 
-def load(path: str | os.PathLike[str], *, allow: Sequence[str] = (), device: torch.device | str | None = None) -> Flow | Joint:
+def load(path: str | os.PathLike[str], *, allow: Sequence[str] = (), device: torch.device | str | None = None) -> Flow | Joint | Ensemble:
     """Build a flow again from a file that `save` wrote, in evaluation mode and in the precision it was stored in.
 
     Nothing in the file is executed: classes are taken only from fluvial, from the layers of torch.nn, and from what `allow` adds.
@@ -114,7 +115,7 @@ def load(path: str | os.PathLike[str], *, allow: Sequence[str] = (), device: tor
     return flow.eval().to(device)
 
 
-def _built(path: Path, config: Any, spec: Any, allow: Sequence[str], stored: dict[str, Tensor]) -> Flow | Joint:
+def _built(path: Path, config: Any, spec: Any, allow: Sequence[str], stored: dict[str, Tensor]) -> Flow | Joint | Ensemble:
     """The flow with fresh weights; the global random state stays as it was."""
     try:
         with torch.random.fork_rng(devices=[]), _Allocations(stored):
@@ -122,7 +123,7 @@ def _built(path: Path, config: Any, spec: Any, allow: Sequence[str], stored: dic
         manifold = build(spec["manifold"], allow=allow) if spec.get("manifold") else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(flow, Flow | Joint):
+    if not isinstance(flow, Flow | Joint | Ensemble):
         raise ValueError(f"{path} holds a {type(flow).__name__}, not a flow")
     if spec:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fluvial.files import write_atomic
 
 if TYPE_CHECKING:
-    from fluvial.data import Splits
+    from fluvial.data import Dataset, Splits
     from fluvial.flow import Flow
     from fluvial.recipes.recipe import Recipe
 
@@ -121,6 +121,10 @@ class Run:
     def splits(self) -> "Splits":
         """Training, validation and test rows, made again by the recipe."""
         return self.recipe().splits()
+
+    def test(self) -> "Dataset":
+        """Rows that training did not see: those of the split, or without data exact samples of the energy."""
+        return self.recipe().test()
 
     def environment(self, problems: list[str] | None = None) -> dict[str, Any]:
         """Versions and machine it was trained with; empty where that is not known."""

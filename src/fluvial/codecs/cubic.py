@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.codecs.bins import Bin, at, find_bin, neighbours
+from fluvial.codecs.bins import Bin, Bins, at, find_bin, neighbours
 from fluvial.codecs.monotone_root import monotone_root
 from fluvial.codecs.rational_quadratic import rational_root
 from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, wrap
@@ -68,12 +68,12 @@ class Cubic(Transformer):
         self.width_ratio = width_ratio
         # Slopes at both ends; on a circle, where all knots are inner ones, the shift.
         self.n_parameters = 2 * bins + (1 if boundary == "circular" else 2)
-        self._floors = (1 / width_ratio, 1 / slope_ratio)
+        self._layout = Bins(bins, (1 / width_ratio, 1 / slope_ratio), circular=boundary == "circular")
 
     def start(self) -> Tensor:
         """Bins of equal width and slope 1, each as far from its lower as from its upper bound."""
         theta = torch.zeros(self.n_parameters)
-        for k, floor in enumerate(self._floors):
+        for k, floor in enumerate(self._layout.floors):
             s = math.sqrt(floor * (1 + floor)) - floor
             theta[k * self.bins : (k + 1) * self.bins] = math.log(s / (1 - s))
         return theta
@@ -121,15 +121,14 @@ class Cubic(Transformer):
     def _bin(self, theta: Tensor, t: Tensor, *, by_height: bool = False) -> tuple[Bin, Tensor, Tensor]:
         """The bin and the slopes at its ends in units of its mean slope."""
         circular = self.boundary == "circular"
-        s = torch.sigmoid(theta[: 2 * self.bins])
-        bin = find_bin(s, t, floors=self._floors, circular=circular, by_height=by_height)
-        before, after = _widths_beside(s[: self.bins] + self._floors[0], bin.index, circular=circular)
+        bin = find_bin(theta, t, self._layout, by_height=by_height)
+        k = bin.index
+        before, after = _widths_beside(bin.s[: self.bins] + self._layout.floors[0], k, circular=circular)
         a, b = _steffen(bin.slope, bin.width, bin.slope_before, before), _steffen(bin.slope, bin.width, bin.slope_after, after)
         if circular:
             return bin, a, b
         # 1 at the start, and within the bounds in which a cubic stays monotone.
         ends = 0.25 + 1.5 * torch.sigmoid(theta[-2:])
-        k = bin.index
         return bin, torch.where(k == 0, ends[0], a), torch.where(k == self.bins - 1, ends[1], b)
 
     def extra_repr(self) -> str:

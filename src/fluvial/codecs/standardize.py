@@ -1,7 +1,7 @@
 """Standardisation as part of the model."""
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -92,7 +92,6 @@ class Standardize(Bijection):
         return f"{math.prod(self.event_shape)} coordinates{', isotropic' if self.isotropic else ''}"
 
 
-@runtime_checkable
 class HasFit(Protocol):
     """A codec that takes something from the data before training."""
 
@@ -101,6 +100,11 @@ class HasFit(Protocol):
     def fit_(self, x: Tensor, c: Condition = None, weight: Tensor | None = None) -> None:
         """Fill parameters and buffers from data."""
         ...
+
+
+def wants_fit(codec: Codec) -> TypeGuard[HasFit]:
+    """Whether a codec takes something from the data; a buffer counts as an attribute, which a runtime protocol would not see."""
+    return hasattr(codec, "is_fitted") and hasattr(codec, "fit_")
 
 
 def fit_codec_(codec: Codec, x: Tensor, c: Condition = None, weight: Tensor | None = None) -> None:
@@ -116,5 +120,5 @@ def fit_codec_(codec: Codec, x: Tensor, c: Condition = None, weight: Tensor | No
             if part is not codec.parts[-1]:
                 with torch.no_grad():
                     x = part.encode(x, c)
-    elif isinstance(codec, HasFit) and not bool(codec.is_fitted):
+    elif wants_fit(codec) and not bool(codec.is_fitted):
         codec.fit_(x, c, weight)

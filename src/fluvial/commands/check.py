@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     place = Run.find(arguments.name)
     flow = place.flow(device=training_device(arguments.device, "32"))
-    report = check(flow, place.splits().test, samples=arguments.samples, seed=arguments.seed)
+    report = check(flow, place.test(), samples=arguments.samples, seed=arguments.seed)
     path = place.write("check.json", report.to_dict())
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))

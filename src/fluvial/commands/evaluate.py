@@ -13,6 +13,14 @@ from fluvial.runs import Run
 
 # Figure, what it is, and whose figure of the same name stands beside it.
 ROWS = (
+    ("ess", "effective samples, share", ("exact",)),
+    ("ess_forward", "effective samples, by exact samples", ()),
+    ("log_z", "log Z", ("exact",)),
+    ("log_z_error", "|log Z − exact|, mean over conditions", ()),
+    ("coverage", "share of the mass covered", ()),
+    ("reverse_kl", "KL(flow ‖ energy), nats", ()),
+    ("forward_kl", "KL(energy ‖ flow), nats", ()),
+    ("pareto_k", "tail of the weights, Pareto k", ()),
     ("nll", "test NLL{decoder}, nats", ("truth", "uniform", "kernel_density")),
     ("nll_encoder", "test NLL (encoder), nats", ()),
     ("nll_preimage", "test NLL (decoder, at the preimage)", ()),
@@ -26,8 +34,18 @@ ROWS = (
     ("normalisation", "integral of the density", ()),
 )
 EXCESS = "  above the true density"
-REFERENCES = {"truth": "true density", "uniform": "uniform", "kernel_density": "kernel density", "pca": "PCA + Gaussian"}
-IDEAL = {"c2st": "0.5: cannot be told from data", "c2st_auc": "0.5", "c2st_rounded": "0.5", "c2st_auc_rounded": "0.5", "normalisation": "1"}
+REFERENCES = {"exact": "exact", "truth": "true density", "uniform": "uniform", "kernel_density": "kernel density", "pca": "PCA + Gaussian"}
+IDEAL = {
+    "ess": "1",
+    "ess_forward": "1",
+    "coverage": "1",
+    "pareto_k": "below 0.7",
+    "c2st": "0.5: cannot be told from data",
+    "c2st_auc": "0.5",
+    "c2st_rounded": "0.5",
+    "c2st_auc_rounded": "0.5",
+    "normalisation": "1",
+}
 SAME = ("data", "split", "flow", "objective")
 
 
@@ -41,7 +59,8 @@ def add(parsers: Any) -> None:
 Compute the figures of a run on the test rows, which training never saw: negative log-likelihood of the decoder (the density that
 sample draws from) and of the encoder, reconstruction error, a classifier two-sample test (C2ST) of samples, the integral of the
 density in low dimension; beside them the uniform density, a kernel density estimate on the same split, the true density of toys, and
-PCA of the same dimension for bottlenecks. Errors (±) are one standard error over the test rows.
+PCA of the same dimension for bottlenecks. For a flow trained on an energy: effective samples, log Z and divergences by importance weights,
+and the test rows are exact samples of the energy, where there are such. Errors (±) are one standard error over the test rows.
 
 Writes metrics.json into the run folder. With several runs of one recipe (other fit.seed) it also gives mean ± standard deviation.""",
         examples="  fluvial evaluate airports-quick\n  fluvial evaluate runs/moons/1 runs/moons/2 runs/moons/3 --json",
@@ -79,11 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def table(entries: dict[str, Any]) -> str:
     """The figures of one run as text."""
-    data, rows, references = entries["data"], entries["data"]["rows"], entries["references"]
+    references = entries["references"]
     lines = [
         f"{entries['recipe']}: {entries['title']}",
-        f"{data['name'] or 'data'}{', synthetic' if data['synthetic'] else ''} on {data['manifold']}: {rows['test']} test rows "
-        f"({rows['train']} training, {rows['validation']} validation) · split seed {data['split_seed']} · fit seed {entries['fit_seed']}",
+        f"{_where(entries)} · fit seed {entries['fit_seed']}",
     ]
     cells = []
     for name, label, beside in ROWS:
@@ -99,11 +117,24 @@ def table(entries: dict[str, Any]) -> str:
     first, second = (max(len(cell[k]) for cell in cells) for k in (0, 1))
     lines += [f"  {label:<{first}}  {value:<{second}}  {note}".rstrip() for label, value, note in cells]
     lines += [f"  {name}: {entry['note']}" for name, entry in entries["figures"].items() if entry.get("bad_rows")]
+    lines += [f"  warning: {text}" for text in entries.get("warnings", [])]
     if entries["is_bottleneck"]:
         lines.append(f"  The density is that on the image of the decoder, of dimension {entries['dim']}: comparable only with the same dimension.")
     lines.append(f"  published: {'; '.join(map(published, entries['published'])) or NOT_PUBLISHED}")
     lines += [f"  note: {entries['note']}"] if entries["note"] else []
     return "\n".join(lines)
+
+
+def _where(entries: dict[str, Any]) -> str:
+    """Which rows the figures belong to."""
+    data, rows = entries["data"], entries["data"]["rows"]
+    if rows["train"]:
+        return (
+            f"{data['name'] or 'data'}{', synthetic' if data['synthetic'] else ''} on {data['manifold']}: {rows['test']} test rows "
+            f"({rows['train']} training, {rows['validation']} validation) · split seed {data['split_seed']}"
+        )
+    beside = f"beside {rows['test']} {data['name']}" if rows["test"] else "its energy cannot be sampled exactly, so no NLL and no C2ST"
+    return f"trained without data on {data['manifold']}; {beside}"
 
 
 def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

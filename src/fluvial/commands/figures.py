@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import fluvial
+from fluvial.commands.weighed import of_energy
 from fluvial.conditions import Condition, leaves
 from fluvial.data import Dataset, Splits
-from fluvial.manifolds import Euclidean, HasUniform, Sphere
+from fluvial.manifolds import Euclidean, HasUniform, Sphere, Torus
 from fluvial.metrics import (
     Estimate,
     c2st,
@@ -22,6 +23,7 @@ from fluvial.metrics import (
     reconstruction,
 )
 from fluvial.metrics.likelihood import evaluating, float_of, gap_of, log_prob, placed, rms_estimate
+from fluvial.recipes.exact_rows import energy_of, exact_rows, source_of
 from fluvial.runs import Run
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ CLASSIFIER_NUMBERS = 640_000  # rows × columns of each set of a two-sample test
 KERNELS = 25_000
 BANDWIDTH_ROWS = 2_000
 KERNEL_DIM = 3
+KERNEL_ANGLES = 8  # on tori, where no kernel is far from all points
 
 
 def figures(run: Run, *, seed: int = 0, device: Any = None) -> Figures:
@@ -49,21 +52,32 @@ def figures(run: Run, *, seed: int = 0, device: Any = None) -> Figures:
         value and standard error; and what they belong to: recipe, data, number of rows, seeds, published figures.
     """
     recipe = run.recipe()
-    flow, splits = run.flow(device=device), recipe.splits()
-    test = splits.test
-    found = _of_flow(flow, test, seed)
-    references = _references(flow, splits, seed, log_prob_of_flow=found.pop("log_prob"))
+    flow, objective = run.flow(device=device), recipe.objective()
+    energy = energy_of(objective)
+    splits = None if recipe.without_data else recipe.splits()
+    # Without data the rows are exact samples of the energy, where there are such.
+    test = splits.test if splits is not None else exact_rows(objective, seed=recipe.split_seed) if objective is not None else None
+    weighed = None if energy is None else of_energy(flow, energy, None if test is None else test.c, source_of(objective), seed=seed)
+    found: dict[str, Any] = {} if weighed is None else dict(weighed.figures)
+    references: dict[str, dict[str, Estimate]] = {} if weighed is None or not weighed.exact else {"exact": weighed.exact}
+    if test is not None:
+        found |= _of_flow(flow, test, seed)
+        log_prob_of_flow = found.pop("log_prob")
+        if splits is not None:
+            references |= _references(flow, splits, seed)
+        if not flow.is_bottleneck and test.c is None:
+            references |= _truth(flow, test, seed, log_prob_of_flow)
     return {
         "fluvial": fluvial.__version__,
         "recipe": recipe.name,
         "title": recipe.title,
         "note": recipe.note,
         "data": {
-            "name": test.name,
-            "synthetic": test.synthetic,
-            "citation": test.citation,
+            "name": "" if test is None else test.name,
+            "synthetic": test is None or test.synthetic,
+            "citation": "" if test is None else test.citation,
             "manifold": str(flow.manifold),
-            "rows": {name: len(part) for name, part in zip(splits._fields, splits)},
+            "rows": _rows(splits, test),
             "split_seed": recipe.split_seed,
         },
         "fit_seed": recipe.fit["seed"],
@@ -73,7 +87,14 @@ def figures(run: Run, *, seed: int = 0, device: Any = None) -> Figures:
         "figures": {name: estimate.to_dict() for name, estimate in found.items()},
         "references": {of: {name: estimate.to_dict() for name, estimate in entries.items()} for of, entries in references.items()},
         "published": recipe.published,
+        "warnings": [weighed.warning] if weighed is not None and weighed.warning else [],
     }
+
+
+def _rows(splits: Splits | None, test: Dataset | None) -> dict[str, int]:
+    if splits is not None:
+        return {name: len(part) for name, part in zip(splits._fields, splits)}
+    return {"train": 0, "validation": 0, "test": 0 if test is None else len(test)}
 
 
 def _of_flow(flow: "Flow", test: Dataset, seed: int) -> dict[str, Any]:
@@ -133,8 +154,20 @@ def _discrete_similarity(samples: Tensor, test: Dataset, c: Any, weight: Tensor 
     return {f"{name}_rounded": estimate for name, estimate in _similarity(rounded, raw, c, weight, seed).items()}
 
 
-def _references(flow: "Flow", splits: Splits, seed: int, *, log_prob_of_flow: Tensor) -> dict[str, dict[str, Estimate]]:
-    """Figures of simpler models on the same rows, and of the truth where it is known."""
+def _truth(flow: "Flow", test: Dataset, seed: int, log_prob_of_flow: Tensor) -> dict[str, dict[str, Estimate]]:
+    """Figures of the true density on the same rows, where it is known."""
+    truth: Any = test.truth
+    if truth is None:
+        return {}
+    x, _, weight = placed(flow, test, seed=seed)
+    true = truth.log_prob(x.cpu()).double()
+    # The excess is taken row by row, so that the chance in the choice of rows cancels.
+    found = {"nll": mean_estimate(-true, weight), "excess": mean_estimate(true - log_prob_of_flow.cpu().double(), weight)}
+    return {"truth": found | ({"entropy": Estimate(*truth.entropy())} if hasattr(truth, "entropy") else {})}
+
+
+def _references(flow: "Flow", splits: Splits, seed: int) -> dict[str, dict[str, Estimate]]:
+    """Figures of simpler models on the same rows."""
     train, held_out, test = (placed(flow, part, seed=seed) for part in splits)
     x, c, weight = test
     found: dict[str, dict[str, Estimate]] = {}
@@ -147,15 +180,9 @@ def _references(flow: "Flow", splits: Splits, seed: int, *, log_prob_of_flow: Te
         return found
     if isinstance(flow.manifold, HasUniform):
         found["uniform"] = {"nll": Estimate(math.log(flow.manifold.total_volume), 0.0)}
-    if positive and flow.manifold.dim <= KERNEL_DIM and isinstance(flow.manifold, Euclidean | Sphere):
+    kernels = isinstance(flow.manifold, Euclidean | Sphere) and flow.manifold.dim <= KERNEL_DIM
+    if positive and (kernels or (isinstance(flow.manifold, Torus) and flow.manifold.dim <= KERNEL_ANGLES)):
         found["kernel_density"] = {"nll": _of_kernels(flow.manifold, train, held_out, test)}
-    truth: Any = splits.test.truth
-    if truth is not None:
-        true = truth.log_prob(x.cpu()).double()
-        # The excess is taken row by row, so that the chance in the choice of rows cancels.
-        found["truth"] = {"nll": mean_estimate(-true, weight), "excess": mean_estimate(true - log_prob_of_flow.cpu().double(), weight)}
-        if hasattr(truth, "entropy"):
-            found["truth"]["entropy"] = Estimate(*truth.entropy())
     return found
 
 
@@ -171,7 +198,7 @@ def _of_kernels(manifold: Any, train: Placed, held_out: Placed, test: Placed) ->
         validation_weight=None if held_out[2] is None else held_out[2][widths],
         test_weight=test[2],
     )
-    what = f"κ = {bandwidth:g}" if isinstance(manifold, Sphere) else f"width {bandwidth:.3g} standard deviations"
+    what = f"width {bandwidth:.3g} standard deviations" if isinstance(manifold, Euclidean) else f"κ = {bandwidth:g}"
     note = "; ".join(filter(None, (f"{what}, on {min(len(train[0]), KERNELS)} training rows", estimate.note)))
     return Estimate(estimate.value, estimate.standard_error, estimate.n, estimate.bad_rows, note)
 

@@ -85,8 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
     if folder is not None and started is None:
         _check_free(folder, overwrite=arguments.overwrite)
     # All that can be wrong with a recipe is found before a folder is touched.
-    flow, objective, splits = recipe.flow(), recipe.objective(), recipe.splits()
-    splits.train.check()
+    flow, objective = recipe.flow(), recipe.objective()
+    splits = None if recipe.without_data else recipe.splits()
+    if splits is None:
+        from fluvial.data import DataSpec
+
+        flow.spec = DataSpec(flow.manifold.event_shape, manifold=flow.manifold, condition=flow.condition)
+    else:
+        splits.train.check()
 
     from fluvial.training.checkpoint import locked
     from fluvial.training.fit import fit
@@ -110,8 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
         now = environment(["fluvial", *arguments.words], recipe=recipe.name, device=device)
         before = place.environment()
         place.write("environment.json", {**before, "resumed": [*before.get("resumed", []), now]} if before else now)
-        _announce(recipe, place, flow, splits, device)
-        history = fit(flow, splits.train, objective, validation=splits.validation, directory=place.path, resume=started is not None, **recipe.fit)
+        _announce(recipe, place, flow, objective, splits, device)
+        rows = {} if splits is None else {"validation": splits.validation}
+        train = None if splits is None else splits.train
+        history = fit(flow, train, objective, directory=place.path, resume=started is not None, **rows, **recipe.fit)
     _conclude(recipe, place, history)
     return _INTERRUPTED if history.stopped == "interrupted" else 0
 
@@ -174,11 +182,17 @@ def _forget_empty(place: Run) -> None:
             place.path.rmdir()
 
 
-def _announce(recipe: "Recipe", place: Run, flow: Any, splits: "Splits", device: str) -> None:
+def _announce(recipe: "Recipe", place: Run, flow: Any, objective: Any, splits: "Splits | None", device: str) -> None:
     parameters = sum(p.numel() for p in flow.parameters() if p.requires_grad)
-    sizes = " + ".join(f"{len(part):,} {name}".replace(",", " ") for name, part in zip(("training", "validation", "test"), splits))
+    if splits is None:
+        source = (
+            f"no data: learns from {type(objective.energy).__name__} by {type(objective).__name__}" if hasattr(objective, "energy") else "no data"
+        )
+    else:
+        sizes = " + ".join(f"{len(part):,} {name}".replace(",", " ") for name, part in zip(("training", "validation", "test"), splits))
+        source = f"{splits.train.name or 'data'}: {sizes} rows"
     print(f"{recipe.name}: {recipe.title}{f' ({recipe.note})' if recipe.note else ''}")
-    print(f"{splits.train.name or 'data'}: {sizes} rows · {f'{parameters:,}'.replace(',', ' ')} parameters · {device} · {place.path}", flush=True)
+    print(f"{source} · {f'{parameters:,}'.replace(',', ' ')} parameters · {device} · {place.path}", flush=True)
 
 
 def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
@@ -188,6 +202,8 @@ def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
     course = "before the first validation" if last is None else f"after {last['step']} steps, {last['seconds']:.0f} s of training"
     print(f"{'interrupted' if history.stopped == 'interrupted' else f'stopped by {history.stopped}'} {course}")
     best = history.best
+    if best is not None and "ess" in best:
+        print(f"best validation: effective samples {100 * best['ess']:.1f} %, log Z {best['log_z']:.4f} at step {best['step']}")
     if best is not None and "nll" in best:
         figures = [f"best validation NLL {Estimate(best['nll'], best.get('nll_error', math.nan))} nats at step {best['step']}"]
         if "reconstruction" in best:

@@ -142,11 +142,13 @@ def _flow(arguments: argparse.Namespace) -> "Flow":
 
 
 def _layout(flow: "Flow", rows: int, *, latlon: bool) -> Layout:
-    from fluvial.manifolds import Sphere
+    from fluvial.manifolds import Sphere, Torus
     from fluvial.metrics.likelihood import float_of
 
     shape, spec = flow.manifold.event_shape, flow.spec
     names = spec.names if spec is not None and spec.names is not None else column_names(shape)
+    if isinstance(flow.manifold, Torus) and spec is not None and spec.names is not None:
+        names = [f"{part} {name}" for name in spec.names for part in ("cos", "sin")]
     dtype = str(float_of(flow).dtype).removeprefix("torch.")
     if latlon:
         if flow.manifold != Sphere(2):

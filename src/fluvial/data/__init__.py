@@ -6,12 +6,15 @@ from fluvial.data.digits import digits
 from fluvial.data.earth import earthquakes, fires, floods, volcanoes
 from fluvial.data.latlon import unit_vectors
 from fluvial.data.load import load
+from fluvial.data.ramachandran import Ramachandran
 from fluvial.data.spec import DataSpec
+from fluvial.data.torsions import protein_torsions, ramachandran, rna_torsions, top8000_torsions
 from fluvial.data.toys import checkerboard, eight_gaussians, moons, pinwheel, rings, two_spirals
 
 __all__ = [
     "DataSpec",
     "Dataset",
+    "Ramachandran",
     "Splits",
     "airports",
     "as_dataset",
@@ -24,7 +27,11 @@ __all__ = [
     "load",
     "moons",
     "pinwheel",
+    "protein_torsions",
+    "ramachandran",
     "rings",
+    "rna_torsions",
+    "top8000_torsions",
     "two_spirals",
     "unit_vectors",
     "volcanoes",

@@ -46,7 +46,7 @@ class Dataset:
         c: Condition, shape (n, \*condition event), a dict of such, or None; (n,) counts as (n, 1).
         weight: Weight of every row, shape (n,), or None where all count alike.
         manifold: Where the samples live; None is flat space.
-        names: Column names of x, for vectors.
+        names: Column names of x, for vectors; on a torus, the names of the angles.
         condition_names: Column names of c, for a condition that is one vector.
         units: Units of the columns of x.
         noise: Standard deviation of Gaussian noise that training adds to x, one number or one per column.

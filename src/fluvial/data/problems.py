@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fluvial.conditions import Condition, leaves
 from fluvial.data.spec import DataSpec
+from fluvial.manifolds import Torus
 
 # A column with at most this many values, each taken by several rows, is discrete; 8-bit data has 256.
 DISCRETE_VALUES = 512
@@ -97,8 +98,13 @@ def check_continuous(x: Tensor, weight: Tensor | None, spec: DataSpec) -> None:
         # Rows of no weight are no part of the distribution.
         x, weight = x[weight > 0], weight[weight > 0]
     columns = (~spec.is_perturbed()).nonzero().flatten()
-    # Adding 0.0 makes −0.0 equal to 0.0 bit for bit.
-    x = x.flatten(1)[:, columns.to(x.device)] + 0.0
+    if isinstance(spec.manifold, Torus):
+        # Near 0 and 180 degrees many angles have one cosine in single precision.
+        columns = columns[::2]
+        x = Torus.to_angles(x)[:, columns.to(x.device) // 2] + 0.0
+    else:
+        # Adding 0.0 makes −0.0 equal to 0.0 bit for bit.
+        x = x.flatten(1)[:, columns.to(x.device)] + 0.0
     if len(x) < 2:
         raise ValueError(f"a density needs at least 2 rows (of positive weight), got {len(x)}")
     if len(columns) == 0:

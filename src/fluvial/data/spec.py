@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fluvial import manifolds
 from fluvial.conditions import ConditionShape, condition_shape
-from fluvial.manifolds import Manifold
+from fluvial.manifolds import Manifold, Torus
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class DataSpec:
         event_shape: Shape of one sample; an int n for vectors.
         manifold: Where samples live, or None for flat space.
         condition: Event shape of the condition c, a dict of them where c is a dict, or None.
-        names: Column names of x, for vectors.
+        names: Column names of x, for vectors; on a torus, the names of the angles.
         condition_names: Column names of c, for a condition that is one vector.
-        units: Unit of every column of x, for vectors.
+        units: Unit of every column of x, for vectors; on a torus, of the angles.
         noise: Standard deviation σ of the Gaussian noise added to training batches, one number or one per column, in the units of x.
         dequantize: Width w of the uniform noise added to training batches, one number or one per column (0: none), or None.
         dropped: Names of constant columns that were left out of x.
@@ -52,12 +52,13 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         shape = (self.event_shape,) if isinstance(self.event_shape, int) else tuple(int(k) for k in self.event_shape)
+        named = (self.manifold.dim,) if isinstance(self.manifold, Torus) else shape
         canonical = {
             "event_shape": shape,
             "condition": condition_shape(self.condition),
-            "names": _texts(self.names, shape, "names"),
+            "names": _texts(self.names, named, "names"),
             "condition_names": None if self.condition_names is None else tuple(map(str, self.condition_names)),
-            "units": _texts(self.units, shape, "units"),
+            "units": _texts(self.units, named, "units"),
             "noise": _widths(self.noise, shape, "noise"),
             "dequantize": None if self.dequantize is None else _widths(self.dequantize, shape, "dequantize"),
             "dropped": tuple(map(str, self.dropped)),
@@ -69,6 +70,9 @@ class DataSpec:
 
     def column(self, index: int) -> str:
         """The name of a column of x, counted through the flattened event, for messages."""
+        if isinstance(self.manifold, Torus):
+            index //= 2  # cosine and sine are of one angle
+            return repr(self.names[index]) if self.names is not None else str(index)
         if self.names is not None:
             return repr(self.names[index])
         if len(self.event_shape) == 1:

@@ -2,16 +2,19 @@
 
 from fluvial.metrics.c2st import C2ST, c2st
 from fluvial.metrics.estimate import Estimate, mean_estimate
+from fluvial.metrics.importance import Importance, importance
 from fluvial.metrics.kernel_density import KernelDensity, kernel_density_nll
 from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
 from fluvial.metrics.likelihood import Gap, Reconstruction, encoder_decoder_gap, figures, nll, reconstruction
+from fluvial.metrics.mmd import squared_mmd
 from fluvial.metrics.pca_gaussian import PCAGaussian, pca_gaussian
-from fluvial.metrics.quadrature import box_grid, circle_grid, normalisation, sphere_grid
+from fluvial.metrics.quadrature import box_grid, circle_grid, normalisation, sphere_grid, torus_grid
 
 __all__ = [
     "C2ST",
     "Estimate",
     "Gap",
+    "Importance",
     "KernelDensity",
     "PCAGaussian",
     "Reconstruction",
@@ -20,6 +23,7 @@ __all__ = [
     "circle_grid",
     "encoder_decoder_gap",
     "figures",
+    "importance",
     "kernel_density_nll",
     "kolmogorov_smirnov",
     "mean_estimate",
@@ -28,4 +32,6 @@ __all__ = [
     "pca_gaussian",
     "reconstruction",
     "sphere_grid",
+    "squared_mmd",
+    "torus_grid",
 ]

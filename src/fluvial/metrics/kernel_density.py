@@ -6,29 +6,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fluvial.manifolds import Euclidean, Manifold, Sphere
+from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
 from fluvial.metrics.estimate import Estimate, mean_estimate
 
-# Concentrations κ of the kernels on spheres (κ = 3000: a standard deviation of one degree of arc), and widths of Gaussian
-# kernels in units of each column's standard deviation.
+# Concentrations κ of the kernels on spheres and tori (κ = 3000: a standard deviation of one degree of arc), and widths of Gaussian
+# kernels in units of each column's standard deviation. On tori of many angles the best kernels are broad.
 CONCENTRATIONS = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+TORUS_CONCENTRATIONS = (1.0, 3.0, *CONCENTRATIONS)
 WIDTHS = tuple(10 ** (-2.5 + k / 8) for k in range(21))
 DISTANCES_AT_A_TIME = 2**22
 
 
 class KernelDensity:
-    r"""One kernel on every point: Gaussian in flat space, von Mises–Fisher on a sphere.
+    r"""One kernel on every point: Gaussian in flat space, von Mises–Fisher on a sphere, a product of von Mises kernels on a torus.
 
     .. math:: p(x) = \sum_i w_i\, k_h(x, x_i), \qquad
               k_h = \prod_j \mathcal{N}(x_j;\, x_{ij},\, h^2 \sigma_j^2) \quad\text{or}\quad
               k_\kappa = \frac{\kappa^{p/2 - 1}}{(2\pi)^{p/2} I_{p/2 - 1}(\kappa)}\, e^{\kappa \langle x, x_i\rangle},\; p = n + 1
+              \quad\text{or}\quad \prod_j \frac{e^{\kappa \cos(\varphi_j - \varphi_{ij})}}{2\pi I_0(\kappa)}
 
     Everything is computed in float64, in chunks.
 
     Args:
         points: Shape (m, \*event).
-        bandwidth: Width h in units of the standard deviations σ of the columns of points; on a sphere the concentration κ (larger is narrower).
-        manifold: `Euclidean` or `Sphere`; default flat space.
+        bandwidth: Width h in units of the standard deviations σ of the columns of points; on a sphere or torus
+            the concentration κ (larger is narrower).
+        manifold: `Euclidean`, `Sphere` or `Torus`; default flat space.
         weight: Weights of the points, shape (m,), or None.
 
     Raises:
@@ -55,8 +58,8 @@ class KernelDensity:
             self._scale = self._points.std(0, correction=0)
             if not bool((self._scale > 0).all()):
                 raise ValueError(f"KernelDensity: column {int((self._scale <= 0).nonzero()[0])} is constant and has no density; leave it out")
-        elif not isinstance(self.manifold, Sphere):
-            raise TypeError(f"KernelDensity: kernels exist on Euclidean space and spheres, got {self.manifold}")
+        elif not isinstance(self.manifold, Sphere | Torus):
+            raise TypeError(f"KernelDensity: kernels exist on Euclidean space, spheres and tori, got {self.manifold}")
         w = torch.ones(len(points), dtype=torch.float64) if weight is None else weight.detach().to("cpu", torch.float64)
         self._log_weight = torch.log(w / w.sum())
 
@@ -72,13 +75,15 @@ class KernelDensity:
         out = torch.empty(len(bandwidths), len(flat), dtype=torch.float64)
         for start in range(0, len(flat), rows):
             chunk = flat[start : start + rows]
-            # −½|x − y|²; on the unit sphere that is ⟨x, y⟩ − 1.
+            # −½|x − y|²; on the unit sphere that is ⟨x, y⟩ − 1, on a torus Σ (cos Δ_j − 1).
             exponent = torch.addmm(-(square + chunk.square().sum(1, keepdim=True)) / 2, chunk, points.T).clamp_max_(0)
             for k, width in enumerate(bandwidths):
-                precision = width if isinstance(self.manifold, Sphere) else 1 / width**2
+                precision = 1 / width**2 if isinstance(self.manifold, Euclidean) else width
                 out[k, start : start + rows] = torch.logsumexp(self._log_weight + precision * exponent, 1)
         if isinstance(self.manifold, Sphere):
             log_height = [_log_vmf_height(dim, kappa) for kappa in bandwidths]
+        elif isinstance(self.manifold, Torus):
+            log_height = [dim * _log_vmf_height(1, kappa) for kappa in bandwidths]
         else:
             log_height = [-dim * (math.log(h) + math.log(2 * math.pi) / 2) - float(self._scale.log().sum()) for h in bandwidths]
         return out + torch.tensor(log_height, dtype=torch.float64).unsqueeze(1)
@@ -101,8 +106,9 @@ def kernel_density_nll(
         train: Shape (n, \*event).
         validation: Shape (m, \*event).
         test: Shape (k, \*event).
-        manifold: `Euclidean` (default) or `Sphere`.
-        bandwidths: The grid; default ``CONCENTRATIONS`` (10 … 10⁵) on spheres, ``WIDTHS`` (0.003 … 1) in flat space.
+        manifold: `Euclidean` (default), `Sphere` or `Torus`.
+        bandwidths: The grid; default ``CONCENTRATIONS`` (10 … 10⁵) on spheres, ``TORUS_CONCENTRATIONS`` (1 … 10⁵) on tori,
+            ``WIDTHS`` (0.003 … 1) in flat space.
         weight: Weights of the training rows, or None.
         validation_weight: Weights of the validation rows, or None.
         test_weight: Weights of the test rows, or None.
@@ -117,7 +123,7 @@ def kernel_density_nll(
         True
     """
     if bandwidths is None:
-        bandwidths = CONCENTRATIONS if isinstance(manifold, Sphere) else WIDTHS
+        bandwidths = CONCENTRATIONS if isinstance(manifold, Sphere) else TORUS_CONCENTRATIONS if isinstance(manifold, Torus) else WIDTHS
     density = KernelDensity(train, bandwidths[0], manifold, weight=weight)
     validations = [mean_estimate(-row, validation_weight).value for row in density.log_probs(validation, bandwidths)]
     best = min(range(len(bandwidths)), key=validations.__getitem__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.conditions import Condition
-from fluvial.manifolds import Euclidean, Manifold, Sphere
+from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
 from fluvial.metrics.estimate import Estimate
 from fluvial.metrics.likelihood import evaluating, float_of
 
@@ -45,6 +45,25 @@ def sphere_grid(n: int) -> Grid:
     radius = (1 - z.square()).sqrt()
     points = torch.stack([radius * angle.cos(), radius * angle.sin(), z], -1)
     return points.view(-1, 3), (node_weights * math.pi / n).repeat_interleave(2 * n)
+
+
+def torus_grid(n: int, dim: int = 2) -> Grid:
+    r"""n^k points of the torus Tᵏ, equidistant in every angle, and their weights (the trapezoid rule), shapes (n^k, k, 2) and (n^k,), float64.
+
+    The first angle runs slowest and both start at −π, so that ``points.view(n, n, 2, 2)`` is a map of T².
+
+    Args:
+        n: Points along each angle.
+        dim: Number of angles k.
+
+    Example:
+        >>> points, weights = torus_grid(16)
+        >>> round(float((weights * points[:, 1, 0] ** 2).sum()), 12) == round(2 * math.pi**2, 12)
+        True
+    """
+    angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n - math.pi
+    angles = torch.cartesian_prod(*(angle,) * dim).view(-1, dim)
+    return Torus.from_angles(angles), torch.full((n**dim,), (2 * math.pi / n) ** dim, dtype=torch.float64)
 
 
 def box_grid(low: Tensor, high: Tensor, n: int) -> Grid:
@@ -87,7 +106,7 @@ def normalisation(
 
     .. math:: \int_M e^{\log p(x|c)}\, \mathrm{d}V(x)
 
-    On S¹, S² and in one or two flat dimensions. The resolution doubles until two successive results agree or the points are used up.
+    On S¹, S², T¹, T² and in one or two flat dimensions. The resolution doubles until two successive results agree or the points are used up.
 
     Args:
         flow: A `Flow`. A free-form one is integrated as it is: the decoder's density at encode(x).
@@ -114,6 +133,8 @@ def normalisation(
         return None
     if isinstance(manifold, Sphere) and manifold.dim in (1, 2):
         rule, first, where = (circle_grid, 64, "S¹") if manifold.dim == 1 else (sphere_grid, 32, "S²")
+    elif isinstance(manifold, Torus) and manifold.dim in (1, 2):
+        rule, first, where = (lambda n: torus_grid(n, manifold.dim)), (64 if manifold.dim == 1 else 32), f"T{'¹²'[manifold.dim - 1]}"
     elif isinstance(manifold, Euclidean) and manifold.dim in (1, 2):
         low, high = _box(flow, c, x, seed) if box is None else box
         rule, first = (lambda n: box_grid(low, high, n)), 32

@@ -16,6 +16,7 @@ from fluvial.data import Dataset, Splits
 from fluvial.flow import Flow
 from fluvial.objectives import Objective
 from fluvial.recipes.complaint import complaint
+from fluvial.recipes.exact_rows import exact_rows
 from fluvial.training import fit
 
 SECTIONS = ("title", "note", "published", "flow", "data", "objective", "fit", "split")
@@ -74,6 +75,7 @@ class Recipe:
         except ArgumentError as error:
             _refuse(name, error)
         tree.pop("config", None)
+        _check_complete(name, tree)
         _absolute(tree)
         return cls(name, tree)
 
@@ -117,9 +119,34 @@ class Recipe:
             torch.manual_seed(self._tree.fit.seed)
             return self._built("flow")
 
+    @property
+    def without_data(self) -> bool:
+        """Whether it learns from an energy alone."""
+        return self._tree.data is None
+
     def dataset(self) -> Dataset:
-        """All rows."""
-        return self._built("data")
+        """All rows; without data, exact samples of the energy, which training does not see.
+
+        Raises:
+            ValueError: If there are no data and the energy cannot be sampled.
+        """
+        if not self.without_data:
+            return self._built("data")
+        rows = exact_rows(self._built("objective"), seed=self.split_seed)
+        if rows is None:
+            raise ValueError(
+                f"recipe {self.name} has no data, and its energy cannot be sampled exactly: there are no rows to compare with; "
+                "fluvial evaluate gives effective sample size and log Z all the same"
+            )
+        return rows
+
+    def test(self) -> Dataset:
+        """Rows that training does not see: those of the split, or without data exact samples of the energy.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        return self.dataset() if self.without_data else self.splits().test
 
     def objective(self) -> Objective | None:
         """What to minimise; None for the flow's natural one."""
@@ -129,8 +156,10 @@ class Recipe:
         """Training, validation and test rows.
 
         Raises:
-            ValueError: If the fractions leave no rows to train, validate or test on.
+            ValueError: If there are no data, or the fractions leave no rows to train, validate or test on.
         """
+        if self.without_data:
+            raise ValueError(f"recipe {self.name} has no data to split: it learns from an energy")
         parts = self.dataset().split(self._tree.split.fractions, self._tree.split.seed)
         for name, part in zip(parts._fields, parts):
             if len(part) == 0:
@@ -151,7 +180,7 @@ class Recipe:
             _refuse(self.name, error, section)
 
 
-TYPES: dict[str, Any] = {"flow": Flow, "data": Dataset, "objective": Objective | None}
+TYPES: dict[str, Any] = {"flow": Flow, "data": Dataset | None, "objective": Objective | None}
 
 
 @cache
@@ -161,8 +190,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--title", type=str, default="")
     parser.add_argument("--note", type=str, default="")
     parser.add_argument("--published", type=list[Published], default=[])
-    parser.add_argument("--flow", type=TYPES["flow"], required=True)
-    parser.add_argument("--data", type=Dataset, required=True)
+    parser.add_argument("--flow", type=TYPES["flow"], default=None)
+    parser.add_argument("--data", type=TYPES["data"], default=None)
     parser.add_argument("--objective", type=TYPES["objective"], default=None)
     parser.add_function_arguments(fit, "fit", skip=GIVEN_BY_THE_RUN)
     parser.add_argument("--split.fractions", type=tuple[float, float, float] | None, default=None)
@@ -174,6 +203,23 @@ def keys() -> list[str]:
     """The fixed keys of the schema, dotted; class_path and init_args add theirs."""
     dotted = [action.dest for action in _parser()._actions if not action.dest.endswith(".help")]
     return [key for key in dotted if key.partition(".")[0] in SECTIONS]
+
+
+def _names_energy(tree: Any) -> bool:
+    """Whether somewhere in the tree of an objective stands an energy."""
+    entries = tree.as_dict() if isinstance(tree, Namespace) else tree
+    if not isinstance(entries, dict):
+        return False
+    return entries.get("energy") is not None or any(map(_names_energy, entries.values()))
+
+
+def _check_complete(name: str, tree: Namespace) -> None:
+    missing = [section for section in ("flow", "data") if tree[section] is None]
+    if missing == ["data"] and _names_energy(tree.objective):
+        return
+    if missing:
+        why = "; only an objective with an energy, such as fluvial.objectives.ReverseKL, does without data" if tree.objective is not None else ""
+        raise ValueError(f"recipe {name}: missing: {', '.join(missing)}{why}")
 
 
 def _check_mapping(name: str, text: str) -> None:
@@ -198,6 +244,8 @@ def _refuse(name: str, error: Exception, section: str = "") -> NoReturn:
 
 def _absolute(tree: Namespace) -> None:
     """Files of the data are found again from any working folder."""
+    if tree.data is None:
+        return
     arguments = tree.data.get("init_args")
     if arguments is None or not str(tree.data.class_path).startswith(f"{fluvial.data.__name__}."):
         return

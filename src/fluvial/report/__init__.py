@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fluvial.report.learning import curves
     from fluvial.report.pictures import images
     from fluvial.report.plane import density, scatter
+    from fluvial.report.ramachandran import torus_map
 
 # Figure -> module that defines it. plotly is loaded when the first one is asked for.
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "marginal": "histograms",
     "samples": "draws",
     "scatter": "plane",
+    "torus_map": "ramachandran",
     "world_map": "globe",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "page",
     "samples",
     "scatter",
+    "torus_map",
     "world_map",
     "write",
 ]

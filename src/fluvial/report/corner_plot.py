@@ -22,6 +22,7 @@ def corner(
     names: Sequence[str] | None = None,
     weight: Tensor | None = None,
     most: int = 6,
+    period: float | None = None,
     labels: tuple[str, str] = ("data", "samples"),
 ) -> go.Figure:
     """Every pair of columns as contours that hold 50 % and 90 % of the rows, with the single columns on the diagonal.
@@ -32,6 +33,7 @@ def corner(
         names: Labels of the columns.
         weight: Weights of the data, shape (n,).
         most: Columns at most; of more, those are taken in which data and samples differ most.
+        period: Length after which every column repeats, 360 for degrees: all of it is then shown, from −period/2 to period/2.
         labels: What the two are called.
 
     Example:
@@ -47,7 +49,11 @@ def corner(
     chosen = most_different(*clouds, most=most)
     clouds = tuple(cloud[:, chosen] for cloud in clouds)
     n = len(chosen)
-    edges = [edges_for(clouds[0][:, k], clouds[1][:, k], bins=_BINS) for k in range(n)]
+    if period is None:
+        edges = [edges_for(clouds[0][:, k], clouds[1][:, k], bins=_BINS) for k in range(n)]
+    else:
+        edges = [np.linspace(-period / 2, period / 2, _BINS + 1)] * n
+    wrap = period is not None
     w = None if weight is None else weight.detach().double().cpu().numpy()
     size = 150 if n > 3 else 210
     triangle = [[{} if j <= i else None for j in range(n)] for i in range(n)]
@@ -64,7 +70,7 @@ def corner(
                 col=i + 1,
             )
             for j in range(i):
-                figure.add_trace(_contours(cloud[:, j], cloud[:, i], edges[j], edges[i], weights, colour, name), row=i + 1, col=j + 1)
+                figure.add_trace(_contours(cloud[:, j], cloud[:, i], edges[j], edges[i], weights, colour, name, wrap=wrap), row=i + 1, col=j + 1)
     for i in range(n):
         for j in range(i + 1):
             first, last = j == 0 and i > 0, i == n - 1
@@ -80,12 +86,12 @@ def corner(
 
 
 def _contours(
-    x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, weight: np.ndarray | None, colour: str, name: str
+    x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, weight: np.ndarray | None, colour: str, name: str, *, wrap: bool
 ) -> go.Contour:
     from scipy.ndimage import gaussian_filter
 
     count = np.histogram2d(x, y, (x_edges, y_edges), weights=weight)[0].T
-    smooth = np.clip(gaussian_filter(count, 1.2), 0, None)
+    smooth = np.clip(gaussian_filter(count, 1.2, mode="wrap" if wrap else "reflect"), 0, None)
     # Share of the weight in cells at least as dense: its contour at 0.9 holds 90 %.
     order = np.argsort(smooth, axis=None)[::-1]
     mass = np.empty(smooth.size)

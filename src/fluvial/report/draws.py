@@ -11,13 +11,15 @@ from torch import Tensor
 from fluvial.conditions import Condition, transform
 from fluvial.data import as_dataset
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean, Manifold, Sphere
+from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
 from fluvial.metrics.likelihood import evaluating, log_prob, placed
 from fluvial.report.angular import circle
+from fluvial.report.corner_plot import corner
 from fluvial.report.globe import world_map
 from fluvial.report.histograms import marginal, most_different
 from fluvial.report.pictures import Frame, image_frame, images
 from fluvial.report.plane import Window, density, points, scatter, window
+from fluvial.report.ramachandran import EDGES, angle_labels, degrees, torus_map
 from fluvial.report.settings import Setting
 from fluvial.report.theme import DATA, MODEL, as_rows, generator
 
@@ -31,8 +33,9 @@ Figures = dict[str, go.Figure]
 def samples(flow: Flow, dataset: Any, *, c: Condition = None, seed: int = 0) -> Figures:
     """Samples beside data, in the way that suits the space.
 
-    In the plane: the density, the true one where it is known, data, samples. On the sphere: maps of the same. On the circle and the line:
-    histograms. Images: mosaics of data, reconstructions and samples. Elsewhere: data and samples along the data's two principal directions.
+    In the plane: the density, the true one where it is known, data, samples. On the sphere and the torus of two angles: maps of the same.
+    More angles: their pairs. On the circle and the line: histograms. Images: mosaics of data, reconstructions and samples. Elsewhere: data and
+    samples along the data's two principal directions.
 
     Args:
         flow: The flow.
@@ -80,6 +83,8 @@ def sample_figures(
         return _maps(data, drawn, w, ask, x)
     if isinstance(manifold, Sphere) and manifold.dim == 1:
         return {"Density, data and samples": circle(data, drawn, ask, weight=w, like=x)}
+    if isinstance(manifold, Torus):
+        return _angles(data, drawn, w, ask, true, angle_labels(spec.names, manifold.dim), x)
     columns = data[0].numel()
     names = column_labels(spec, columns)
     if columns == 1:
@@ -116,6 +121,8 @@ def latent_figures(manifold: Manifold, z: Tensor, base: Tensor, weight: Tensor |
         return {"Encoded data": world_map(z, weight=weight, degrees=False), "Base": world_map(base, colour=MODEL, degrees=False)}
     if isinstance(manifold, Sphere) and manifold.dim == 1:
         return {"Encoded data and base": circle(z, base, weight=weight, labels=labels)}
+    if isinstance(manifold, Torus):
+        return _latent_angles(z, base, weight, labels)
     ours, theirs = as_rows(z), as_rows(base)
     if ours.shape[1] == 2:
         view = window(ours, theirs)
@@ -219,6 +226,47 @@ def _planes(
 def _maps(data: Tensor, drawn: Tensor, weight: Tensor | None, ask: Callable[[Tensor], Tensor] | None, like: Tensor) -> Figures:
     found = {} if ask is None else {"Log-density of the flow": world_map(ask, like=like)}
     return found | {"Data": world_map(data, weight=weight), "Samples": world_map(drawn, colour=MODEL)}
+
+
+def _angles(
+    data: Tensor,
+    drawn: Tensor,
+    weight: Tensor | None,
+    ask: Callable[[Tensor], Tensor] | None,
+    truth: Callable[[Tensor], Tensor] | None,
+    names: list[str],
+    like: Tensor,
+) -> Figures:
+    if len(names) == 1:
+        on_circle = None if ask is None else lambda points: ask(points.unsqueeze(-2))
+        return {"Density, data and samples": circle(data, drawn, on_circle, weight=weight, like=like)}
+    if len(names) > 2:
+        labels = [f"{name}, degrees" for name in names]
+        return {"Pairs of angles": corner(degrees(data), degrees(drawn), names=labels, weight=weight, period=360.0)}
+    found = {}
+    limits = None
+    if ask is not None and truth is not None:
+        known = torus_map(truth, names=names, like=like)
+        # One scale of colours for both.
+        limits = float(known.data[0].zmin), float(known.data[0].zmax)
+        found["True log-density of the angles"] = known
+    if ask is not None:
+        found = {"Log-density of the angles": torus_map(ask, names=names, like=like, limits=limits)} | found
+    return found | {"Data": torus_map(data, names=names, weight=weight), "Samples": torus_map(drawn, names=names, colour=MODEL)}
+
+
+def _latent_angles(z: Tensor, base: Tensor, weight: Tensor | None, labels: tuple[str, str]) -> Figures:
+    k = z.shape[-2]
+    if k == 1:
+        return {"Encoded data and base": circle(z, base, weight=weight, labels=labels)}
+    if k == 2:
+        names = ("first latent angle", "second")
+        return {"Encoded data": torus_map(z, names=names, weight=weight), "Base": torus_map(base, names=names, colour=MODEL)}
+    ours, theirs = degrees(z), degrees(base)
+    return {
+        f"Latent {j}": marginal(ours[:, j], theirs[:, j], name=f"latent angle {j + 1}, degrees", weight=weight, labels=labels, edges=EDGES)
+        for j in most_different(ours, theirs)
+    }
 
 
 def _mosaics(flow: Flow, data: Tensor, c: Condition, drawn: Tensor, frame: Frame) -> Figures:

@@ -23,14 +23,14 @@ def write_report(path: Path, output: Path | None = None) -> Path:
     metrics, environment = run.read("metrics.json", of_metrics, fits=_is_metrics), run.environment(of_environment)
     material = Material.of(
         flow,
-        run.splits().test,
+        run.test(),
         history=history,
         history_note=_sentence(of_history),
         check=check,
         metrics=metrics,
         title=recipe.title,
         published=recipe.published,
-        which="held-out test rows",
+        which="exact samples of the energy" if recipe.without_data else "held-out test rows",
         configuration=(path / "recipe.yaml").read_text(encoding="utf-8"),
         environment=_flat(environment),
         hints=Hints(

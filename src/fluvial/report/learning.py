@@ -9,7 +9,26 @@ import plotly.graph_objects as go
 
 from fluvial.report.theme import DATA, FIFTH, FOURTH, INK, MODEL, THIRD, blank, numbers, text_in
 
-_KNOWN = {"step", "epoch", "seconds", "learning_rate", "skipped", "loss", "monitor", "nll", "nll_encoder", "gap", "beta", "reconstruction"}
+_KNOWN = {
+    "ess",
+    "log_z",
+    "reverse_kl",
+    "temperature",
+    "dropped",
+    "effective",
+    "step",
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "skipped",
+    "loss",
+    "monitor",
+    "nll",
+    "nll_encoder",
+    "gap",
+    "beta",
+    "reconstruction",
+}
 _COLOURS = (MODEL, DATA, THIRD, FOURTH, FIFTH)
 _PANEL, _SPACE = 185, 46  # pixels
 _MARGIN = {"l": 64, "r": 12, "t": 34, "b": 56}
@@ -97,6 +116,12 @@ def _nll(rows: list[dict[str, Any]]) -> list[Curve]:
 _PANELS: tuple[tuple[str, bool, Callable[[list[dict[str, Any]]], list[Curve]]], ...] = (
     ("validation NLL, nats", False, _nll),
     ("training loss", False, _loss),
+    (
+        "effective samples",
+        False,
+        lambda rows: _having(rows, ("ess", "share of validation draws", MODEL), ("effective", "share of training weights", FIFTH)),
+    ),
+    ("log Z", False, lambda rows: _having(rows, ("log_z", "log Z by validation draws", MODEL))),
     (
         "reconstruction",
         True,

@@ -8,6 +8,14 @@ from fluvial.metrics.estimate import Estimate
 
 # Key -> (what to call it, what it is).
 KNOWN = {
+    "ess": ("effective samples", "share of the flow's draws that count when weighed by the energy; 1 for an exact flow"),
+    "ess_forward": ("effective samples, by exact samples", "the same by exact samples of the energy, which sees modes that the flow misses"),
+    "log_z": ("log Z", "logarithm of the normalisation, by the flow's weighed draws"),
+    "log_z_error": ("|log Z − exact|", "mean over the conditions"),
+    "coverage": ("mass covered", "share of the energy's mass that the flow's draws account for"),
+    "reverse_kl": ("KL(flow ‖ energy)", "nats; small also for a flow that misses modes"),
+    "forward_kl": ("KL(energy ‖ flow)", "nats, by exact samples of the energy"),
+    "pareto_k": ("Pareto k", "tail of the weights; from 0.7 effective samples and log Z are not to be trusted"),
     "nll": ("test NLL", "mean negative log-likelihood of held-out rows, nats; the density that samples come from; lower is better"),
     "nll_preimage": ("test NLL (decoder, at the preimage)", "the decoder's density at the data themselves, where decode(z) = x is solved"),
     "nll_encoder": ("test NLL (encoder)", "the same with the encoder's change of volume: a check on the first, not a density"),
@@ -24,7 +32,7 @@ KNOWN = {
     "entropy": ("entropy of the truth", "the NLL of a perfect model, nats"),
     "normalisation": ("∫ p", "integral of the density by quadrature; 1 for a density"),
 }
-REFERENCES = {"truth": "true density", "uniform": "uniform", "kernel_density": "kernel density estimate", "pca": "PCA + Gaussian"}
+REFERENCES = {"exact": "exact", "truth": "true density", "uniform": "uniform", "kernel_density": "kernel density estimate", "pca": "PCA + Gaussian"}
 
 
 def estimate_of(entry: Any) -> Estimate | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fluvial.manifolds import Euclidean, Sphere
+from fluvial.manifolds import Euclidean, Sphere, Torus
 from fluvial.report.blocks import Cell, Panel, Section, Table
 from fluvial.report.corner_plot import corner
 from fluvial.report.draws import column_labels, latent_figures, sample_figures
@@ -15,6 +15,7 @@ from fluvial.report.learning import clock, curves
 from fluvial.report.material import Material
 from fluvial.report.pictures import image_frame, images
 from fluvial.report.plane import window
+from fluvial.report.ramachandran import EDGES, angle_labels, degrees
 from fluvial.report.tables import check, configuration, figures
 from fluvial.report.theme import as_rows
 
@@ -55,7 +56,7 @@ def samples(material: Material) -> Section:
     if isinstance(flow.manifold, Sphere) and flow.manifold.dim == 2:
         span = "half"
     panels = [
-        Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title, ""), "full" if title.startswith("Log-density") else span)
+        Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title, ""), "full" if title == "Log-density of the flow" else span)
         for title in titles
     ]
     lead = "The samples should look like another draw of the data: no detail blurred, no bridge between separate parts, none missing."
@@ -74,6 +75,12 @@ _SAMPLE_CAPTIONS = {
         "Log-density in nats per unit area of the unit sphere, in equal-area (Mollweide) projection with longitude 0 in the middle. "
         "It is good if it is bright where the data cluster; the uniform density would be −2.53 everywhere."
     ),
+    "Log-density of the angles": (
+        "Log-density in nats per square radian; opposite edges are one line. "
+        "It is good if it is bright where the data cluster; the uniform density would be −3.68 everywhere."
+    ),
+    "True log-density of the angles": "That of the density the data were drawn from, in the same colours.",
+    "Pairs of angles": "Contours that hold 50 % and 90 % of the rows. It is good if the two colours run on top of each other.",
     "Data": "Held-out data, which the flow was not trained on.",
     "Samples": "Drawn from the flow, one pass of the decoder each.",
     "Their reconstructions": "decode(encode(x)) of the data beside: what the latent keeps. They should be recognisably the same.",
@@ -85,7 +92,7 @@ _SAMPLE_CAPTIONS = {
 def marginals(material: Material) -> Section | None:
     """Single columns, and pairs of them."""
     manifold = material.flow.manifold
-    if isinstance(manifold, Sphere) and manifold.dim == 1 or (isinstance(manifold, Euclidean) and manifold.dim == 1):
+    if isinstance(manifold, Sphere | Euclidean | Torus) and manifold.dim == 1:
         return None  # the samples are shown in just this way already
     lead = "Samples / data should stay at 1 within the errors; a slope or a dip shows where the flow puts too much or too little."
     if isinstance(manifold, Sphere) and manifold.dim == 2:
@@ -95,6 +102,13 @@ def marginals(material: Material) -> Section | None:
         return Section(
             "marginals", "Marginals", lead, [Panel("", [marginal(a, b, name=name, weight=material.weight)], "", "half") for name, a, b in pairs]
         )
+    if isinstance(manifold, Torus):
+        turned, pushed, labels = degrees(material.x), degrees(material.samples), angle_labels(material.dataset.spec.names, manifold.dim)
+        panels = [
+            Panel("", [marginal(turned[:, k], pushed[:, k], name=f"{labels[k]}, degrees", weight=material.weight, edges=EDGES)], "", "half")
+            for k in most_different(turned, pushed)
+        ]
+        return Section("marginals", "Marginals", lead, panels)
     data, drawn = as_rows(material.x), as_rows(material.samples)
     names = column_labels(material.dataset.spec, data.shape[1])
     chosen = most_different(data, drawn)
@@ -135,8 +149,12 @@ def reconstruction(material: Material) -> Section:
 def _worst(material: Material, rows: list[int]) -> Table:
     """Rows and their reconstructions, in their first few columns."""
     flat, rebuilt = as_rows(material.x), as_rows(material.rebuilt)
+    labels, manifold = column_labels(material.dataset.spec, flat.shape[1]), material.flow.manifold
+    if isinstance(manifold, Torus):
+        flat, rebuilt = degrees(material.x), degrees(material.rebuilt)
+        labels = [f"{name}, degrees" for name in angle_labels(material.dataset.spec.names, manifold.dim)]
     distance, shown = material.distance, min(flat.shape[1], 4)
-    names = column_labels(material.dataset.spec, flat.shape[1])[:shown]
+    names = labels[:shown]
     cells = [
         [Cell(str(k)), Cell(f"{float(distance[k]):.3g}"), *(Cell(f"{a:.4g} → {b:.4g}") for a, b in zip(flat[k, :shown], rebuilt[k, :shown]))]
         for k in rows

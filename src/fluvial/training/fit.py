@@ -127,6 +127,8 @@ def fit(
         raise TypeError(f"fit: objective must be a fluvial Objective, got {type(objective).__name__}; wrap a loss by subclassing Objective")
     if resume and directory is None:
         raise ValueError("fit: resume=True needs the directory that holds the checkpoint")
+    if data is None and objective is None:
+        raise ValueError("fit: without data say what to learn: give an objective with an energy, such as objectives.ReverseKL(energy)")
     if data is None and max_epochs is not None:
         raise ValueError("fit: without data there are no epochs; give max_steps or max_time")
     where = training_device(device, settings.precision)
