@@ -36,31 +36,27 @@ class Bin(NamedTuple):
 
     Attributes:
         place: Which one it is, 0 … K − 1, as a floating-point number.
-        s: The sigmoids of all bins, shape (2K, F, B).
+        sizes: U and ρ of all bins, one behind the other, shape (2K, F, B).
         total_width: U.
         total_height: V.
         left: Sum of u over the bins before this one.
         bottom: Sum of v over the bins before this one.
         width: u of this bin.
         slope: ρ of this bin, so that its height is width · slope.
-        slope_before: ρ of the bin before; at the first one its own, or on a circle the last one's.
-        slope_after: ρ of the bin after; at the last one its own, or on a circle the first one's.
-        knot_before: The number of the knot where it begins, or of the next knot that has one; left out where none has.
-        knot_after: The number of the knot where it ends, likewise.
+        beside: ρ of the bins before and after, shape (2, F, B). At the ends of a line it is this bin's own.
+        knots: The numbers of the knots at both ends, or of the nearest knots that have one, shape (2, F, B); None where no knot has.
     """
 
     place: Tensor
-    s: Tensor
+    sizes: Tensor
     total_width: Tensor
     total_height: Tensor
     left: Tensor
     bottom: Tensor
     width: Tensor
     slope: Tensor
-    slope_before: Tensor
-    slope_after: Tensor
-    knot_before: Tensor | None = None
-    knot_after: Tensor | None = None
+    beside: Tensor
+    knots: Tensor | None = None
 
     @property
     def index(self) -> Tensor:
@@ -87,11 +83,11 @@ def find_bin(theta: Tensor, t: Tensor, bins: Bins, *, by_height: bool = False) -
 def find_bin_plainly(theta: Tensor, t: Tensor, bins: Bins, *, by_height: bool = False) -> Bin:
     """`find_bin` in operations that differentiate themselves: the reference, and what is compiled."""
     s = torch.sigmoid(theta[: 2 * bins.count])
-    u, rho = _sizes(s, bins)
+    u, rho = s[: bins.count] + bins.floors[0], s[bins.count :] + bins.floors[1]
     sums_u, sums_v = torch.cumsum(u, 0), torch.cumsum(u * rho, 0)
     searched = (sums_v if by_height else sums_u).detach()
     index = (searched[:-1] < t.detach() * searched[-1]).sum(0)
-    return Bin(index.to(s.dtype), s, *_gathered(u, rho, sums_u, sums_v, theta[2 * bins.count :], index, bins))
+    return Bin(index.to(s.dtype), torch.cat([u, rho]), *_gathered(u, rho, sums_u, sums_v, theta[2 * bins.count :], index, bins))
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:
@@ -106,16 +102,16 @@ def neighbours(index: Tensor, bins: int, *, circular: bool) -> tuple[Tensor, Ten
     return (index - 1).clamp_min(0), (index + 1).clamp_max(bins - 1)
 
 
-def _ends(index: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
+def _knots(index: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
     """Indices of the numbers that belong to the knots at both ends of a bin."""
     if bins.knots < bins.count:
         return (index - 1).clamp_min(0), index.clamp_max(bins.knots - 1)
     return index, neighbours(index, bins.knots, circular=bins.circular)[1]
 
 
-def _sizes(s: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
-    """U and ρ of all bins."""
-    return s[: bins.count] + bins.floors[0], s[bins.count :] + bins.floors[1]
+def _sigmoids(sizes: Tensor, bins: Bins) -> Tensor:
+    """The sigmoids that give u and ρ."""
+    return torch.cat([sizes[: bins.count] - bins.floors[0], sizes[bins.count :] - bins.floors[1]])
 
 
 def _gathered(u: Tensor, rho: Tensor, sums_u: Tensor, sums_v: Tensor, knots: Tensor, index: Tensor, bins: Bins) -> tuple[Tensor, ...]:
@@ -123,12 +119,13 @@ def _gathered(u: Tensor, rho: Tensor, sums_u: Tensor, sums_v: Tensor, knots: Ten
     before, after = neighbours(index, bins.count, circular=bins.circular)
     first, previous = index == 0, (index - 1).clamp_min(0)
     left, bottom = (torch.where(first, 0.0, at(sums, previous)) for sums in (sums_u, sums_v))
-    found = (sums_u[-1], sums_v[-1], left, bottom, at(u, index), at(rho, index), at(rho, before), at(rho, after))
-    return found + tuple(at(knots, end) for end in _ends(index, bins)) if bins.knots else found
+    beside = torch.stack([at(rho, before), at(rho, after)])
+    found = (sums_u[-1], sums_v[-1], left, bottom, at(u, index), at(rho, index), beside)
+    return (*found, torch.stack([at(knots, end) for end in _knots(index, bins)])) if bins.knots else found
 
 
 class _FindBin(torch.autograd.Function):
-    """`find_bin` for the processor: one sweep over the bins forwards, one backwards, and nothing of size K kept but s.
+    """`find_bin` for the processor: one sweep over the bins forwards, one backwards, and nothing of size K kept but u and ρ.
 
     A comparison yields 0 or 1 in floating point, and these are the weights of sums and of interpolations, which are exact with them: vectorised
     arithmetic is several times faster than boolean masks and gathering by integers.
@@ -136,52 +133,56 @@ class _FindBin(torch.autograd.Function):
 
     @staticmethod
     def forward(theta: Tensor, t: Tensor, bins: Bins, by_height: bool) -> tuple[Tensor, ...]:  # noqa: FBT001
-        s = torch.sigmoid(theta[: 2 * bins.count])
-        u, rho = _sizes(s, bins)
+        sizes = torch.sigmoid(theta[: 2 * bins.count])
+        u, rho = sizes[: bins.count].add_(bins.floors[0]), sizes[bins.count :].add_(bins.floors[1])
         v = u * rho
         total_u, total_v = u.sum(0), v.sum(0)
-        searched, beyond = (v, t * total_v) if by_height else (u, t * total_u)
+        us, vs = u.unbind(0), v.unbind(0)
+        searched, beyond = (vs, t * total_v) if by_height else (us, t * total_u)
         left, bottom, place, passed = (torch.zeros_like(beyond) for _ in range(4))
-        chosen = [*_rows(u, rho, bins), *_end_rows(theta[2 * bins.count :], bins)]
-        values = [rows[0].clone() for rows in chosen]
+        rows = [us, _around(rho, bins), *_ends(theta[2 * bins.count :], bins)]
+        values = [each[0].clone() for each in rows]
         for k in range(bins.count - 1):
             # How far the point lies beyond this bin, and whether it does. NaN does not: it has the first bin.
             torch.gt(beyond.sub_(searched[k]), 0, out=passed)
             place.add_(passed)
-            left.addcmul_(passed, u[k])
-            bottom.addcmul_(passed, v[k])
-            for value, rows in zip(values, chosen):
-                value.lerp_(rows[k + 1], passed)
-        return place, s, total_u, total_v, left, bottom, *values
+            left.addcmul_(us[k], passed)
+            bottom.addcmul_(vs[k], passed)
+            for value, each in zip(values, rows):
+                value.lerp_(each[k + 1], passed)
+        width, around, *knots = values
+        # Views would not do: forward derivatives are laid out like the values.
+        return place, sizes, total_u, total_v, left, bottom, width, around[1].clone(), around[::2].clone(), *knots
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         theta, _, ctx.bins, _ = inputs
-        place, s, *_ = output
+        place, sizes, *_ = output
         ctx.rows = len(theta)
         ctx.mark_non_differentiable(place)
-        ctx.save_for_backward(s, place)
-        ctx.save_for_forward(s, place)
+        ctx.save_for_backward(sizes, place)
+        ctx.save_for_forward(sizes, place)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        s, place = ctx.saved_tensors
-        _, ds, *fields = grads
-        fields = [torch.zeros_like(place) if grad is None else grad for grad in fields]
+        sizes, place = ctx.saved_tensors
+        _, dsizes, *fields = grads
+        shapes = [place.shape] * 6 + [(2, *place.shape)] * 2
+        fields = [place.new_zeros(shape) if grad is None else grad for shape, grad in zip(shapes, fields)]
         # Somebody who differentiates this gradient needs operations that know their own.
         pull = _pull if torch.is_grad_enabled() else _swept
-        return pull(s, place, ds, fields, ctx.rows, ctx.bins), None, None, None
+        return pull(sizes, place, dsizes, fields, ctx.rows, ctx.bins), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dtheta: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
-        s, place = ctx.saved_tensors
+        sizes, place = ctx.saved_tensors
         bins: Bins = ctx.bins
-        ds = dtheta[: 2 * bins.count] * (s * (1 - s))
-        u, rho = _sizes(s, bins)
-        du, drho = ds[: bins.count], ds[bins.count :]
+        s = _sigmoids(sizes, bins)
+        dsizes = dtheta[: 2 * bins.count] * (s * (1 - s))
+        (u, rho), (du, drho) = (both.split(bins.count) for both in (sizes, dsizes))
         sums_u, sums_v = torch.cumsum(du, 0), torch.cumsum(du * rho + u * drho, 0)
-        return None, ds, *_gathered(du, drho, sums_u, sums_v, dtheta[2 * bins.count :], place.long(), bins)
+        return None, dsizes, *_gathered(du, drho, sums_u, sums_v, dtheta[2 * bins.count :], place.long(), bins)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], theta: Tensor, t: Tensor, *settings: Any) -> tuple[Any, Any]:
@@ -195,63 +196,66 @@ class _FindBin(torch.autograd.Function):
         return tuple(value.unflatten(-1, (info.batch_size, rows)) for value in found), tuple(-2 for _ in found)
 
 
-def _rows(u: Tensor, rho: Tensor, bins: Bins) -> list[list[Tensor]]:
-    """For every bin, its u, its ρ, and ρ of the bins before and after it."""
-    own = list(rho.unbind(0))
-    first, last = (own[-1], own[0]) if bins.circular else (own[0], own[-1])
-    return [list(u.unbind(0)), own, [first, *own[:-1]], [*own[1:], last]]
+def _around(rho: Tensor, bins: Bins) -> list[Tensor]:
+    """For every bin, ρ of the one before, of itself and of the one after, shape (3, F, B)."""
+    before, after = (-1, 0) if bins.circular else (0, -1)
+    first, last = torch.stack([rho[before], rho[0], rho[1]]), torch.stack([rho[-2], rho[-1], rho[after]])
+    return [first, *(rho[k - 1 : k + 2] for k in range(1, bins.count - 1)), last]
 
 
-def _end_rows(knots: Tensor, bins: Bins) -> list[list[Tensor]]:
-    """For every bin, the numbers of the knots at both ends."""
-    own = list(knots[: bins.knots].unbind(0))
+def _ends(knots: Tensor, bins: Bins) -> list[list[Tensor]]:
+    """For every bin, the numbers of the knots at both ends, shape (2, F, B)."""
+    own = knots[: bins.knots]
     if bins.knots == 0:
         return []
     if bins.knots < bins.count:
-        return [[own[0], *own], [*own, own[-1]]]
-    return [own, [*own[1:], own[0]]]
+        first, last = own[:1].expand(2, *own.shape[1:]), own[-1:].expand(2, *own.shape[1:])
+        return [[first, *(own[k - 1 : k + 1] for k in range(1, bins.count - 1)), last]]
+    closed = torch.cat([own, own[:1]]) if bins.circular else own
+    return [[closed[k : k + 2] for k in range(bins.count)]]
 
 
-def _pull(s: Tensor, place: Tensor, ds: Tensor | None, grads: list[Tensor], rows: int, bins: Bins) -> Tensor:
-    """The transposed derivative of `find_bin` in θ, which has ``rows`` rows; ds is the gradient of s."""
-    total_u, total_v, left, bottom, width, slope, slope_before, slope_after, *knots = grads
-    u, rho = _sizes(s, bins)
+def _pull(sizes: Tensor, place: Tensor, dsizes: Tensor | None, grads: list[Tensor], rows: int, bins: Bins) -> Tensor:
+    """The transposed derivative of `find_bin` in θ, which has ``rows`` rows."""
+    total_u, total_v, left, bottom, width, slope, beside, *knots = grads
+    u, rho = sizes.split(bins.count)
     index = place.long()
-    k = torch.arange(rows, device=s.device).view(-1, *(1,) * index.ndim)
+    k = torch.arange(rows, device=sizes.device).view(-1, *(1,) * index.ndim)
     bin, knot = k[: bins.count], k[: rows - 2 * bins.count]
     before, after = neighbours(index, bins.count, circular=bins.circular)
-    passed, here = (bin < index).to(s.dtype), (bin == index).to(s.dtype)
+    passed, here = (bin < index).to(u.dtype), (bin == index).to(u.dtype)
     dv = total_v + bottom * passed
     du = total_u + left * passed + width * here + rho * dv
-    drho = u * dv + slope * here + slope_before * (bin == before) + slope_after * (bin == after)
-    sizes = torch.cat([du, drho]) if ds is None else torch.cat([du, drho]) + ds
+    drho = u * dv + slope * here + beside[0] * (bin == before) + beside[1] * (bin == after)
+    both = torch.cat([du, drho]) if dsizes is None else torch.cat([du, drho]) + dsizes
     others = torch.zeros_like(knot * place)
-    for gradient, end in zip(knots, _ends(index, bins)):
+    for gradient, end in zip(knots[0] if knots else (), _knots(index, bins)):
         others = others + gradient * (knot == end)
-    return torch.cat([sizes * (s * (1 - s)), others])
+    s = _sigmoids(sizes, bins)
+    return torch.cat([both * (s * (1 - s)), others])
 
 
-def _swept(s: Tensor, place: Tensor, ds: Tensor | None, grads: list[Tensor], rows: int, bins: Bins) -> Tensor:
-    """The same as `_pull`, in place and without tensors of size K."""
-    total_u, total_v, left, bottom, width, slope, slope_before, slope_after, *knots = grads
-    out = s.new_empty(rows, *place.shape)
-    sizes, others = out[: 2 * bins.count], out[2 * bins.count :].zero_()
-    du, drho = sizes[: bins.count], sizes[bins.count :]
-    u, rho = _sizes(s, bins)
+def _swept(sizes: Tensor, place: Tensor, dsizes: Tensor | None, grads: list[Tensor], rows: int, bins: Bins) -> Tensor:
+    """The same as `_pull`, in place and with fewer tensors of size K."""
+    total_u, total_v, left, bottom, width, slope, beside, *knots = grads
+    out = sizes.new_empty(rows, *place.shape)
+    both, others = out[: 2 * bins.count], out[2 * bins.count :].zero_()
+    du, drho = both.split(bins.count)
     passed, dv = torch.empty_like(place), torch.empty_like(place)
-    for k in range(bins.count):
+    each = (half.unbind(0) for half in (*sizes.split(bins.count), du, drho))
+    for k, (u, rho, du_k, drho_k) in enumerate(zip(*each)):
         torch.gt(place, k, out=passed)
         torch.addcmul(total_v, bottom, passed, out=dv)
-        torch.addcmul(total_u, left, passed, out=du[k])
-        du[k].addcmul_(rho[k], dv)
-        torch.mul(u[k], dv, out=drho[k])
+        torch.addcmul(total_u, left, passed, out=du_k).addcmul_(rho, dv)
+        torch.mul(u, dv, out=drho_k)
     index = place.long()
     before, after = neighbours(index, bins.count, circular=bins.circular)
-    scattered = [(index, width, du), (index, slope, drho), (before, slope_before, drho), (after, slope_after, drho)]
-    scattered += [(end, gradient, others) for end, gradient in zip(_ends(index, bins), knots)]
+    scattered = [(index, width, du), (index, slope, drho), (before, beside[0], drho), (after, beside[1], drho)]
+    if knots:
+        scattered += [(end, gradient, others) for end, gradient in zip(_knots(index, bins), knots[0])]
     for where, gradient, target in scattered:
         target.scatter_add_(0, where.unsqueeze(0), gradient.unsqueeze(0))
-    if ds is not None:
-        sizes.add_(ds)
-    torch.ops.aten.sigmoid_backward(sizes, s, grad_input=sizes)
+    if dsizes is not None:
+        both.add_(dsizes)
+    torch.ops.aten.sigmoid_backward(both, _sigmoids(sizes, bins), grad_input=both)
     return out

@@ -123,8 +123,8 @@ class Cubic(Transformer):
         circular = self.boundary == "circular"
         bin = find_bin(theta, t, self._layout, by_height=by_height)
         k = bin.index
-        before, after = _widths_beside(bin.s[: self.bins] + self._layout.floors[0], k, circular=circular)
-        a, b = _steffen(bin.slope, bin.width, bin.slope_before, before), _steffen(bin.slope, bin.width, bin.slope_after, after)
+        before, after = _widths_beside(bin.sizes[: self.bins], k, circular=circular)
+        a, b = (_steffen(bin.slope, bin.width, slope, width) for slope, width in zip(bin.beside, (before, after)))
         if circular:
             return bin, a, b
         # 1 at the start, and within the bounds in which a cubic stays monotone.

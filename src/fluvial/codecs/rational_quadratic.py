@@ -112,14 +112,13 @@ class RationalQuadratic(Transformer):
         """The bin, and the slopes a and b at its two ends, in units of its mean slope."""
         bin = find_bin(theta, t, self._layout, by_height=by_height)
         # 2ρ'/(ρ + ρ') is the harmonic mean of the two slopes that meet at the knot, divided by this bin's own.
-        a = 2 * bin.slope_before / (bin.slope + bin.slope_before) * _factor(bin.knot_before)
-        b = 2 * bin.slope_after / (bin.slope + bin.slope_after) * _factor(bin.knot_after)
-        if self.boundary != "linear":
-            return bin, a, b
-        # Slope 1 where the straight tails begin. Interpolation with weights 0 and 1 chooses, faster than a mask does.
-        one = bin.total_height / (bin.slope * bin.total_width)
-        first, last = (1 - bin.place).clamp(0, 1), (bin.place - (self.bins - 2)).clamp(0, 1)
-        return bin, torch.lerp(a, one, first), torch.lerp(b, one, last)
+        slopes = 2 * bin.beside / (bin.beside + bin.slope) * _factor(bin.knots)
+        if self.boundary == "linear":
+            # Slope 1 where the straight tails begin. Interpolation with weights 0 and 1 chooses, faster than a mask does.
+            one = bin.total_height / (bin.slope * bin.total_width)
+            at_end = torch.stack([1 - bin.place, bin.place - (self.bins - 2)]).clamp(0, 1)
+            slopes = torch.lerp(slopes, one, at_end)
+        return bin, *slopes.unbind(0)
 
     def extra_repr(self) -> str:
         """Bins and box, for repr."""

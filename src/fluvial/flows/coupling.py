@@ -23,7 +23,7 @@ def coupling(
     blocks: int = 8,
     bins: int = 16,
     bound: float = 5.0,
-    hidden: Sequence[int] = (128, 128, 128),
+    hidden: Sequence[int] = (64, 64, 64),
     activation: str = "silu",
     mixing: Mixing = "alternate",
     bounds: tuple[Sequence[float | None], Sequence[float | None]] | None = None,

@@ -15,7 +15,7 @@ def on_sphere(
     *,
     blocks: int = 6,
     bins: int = 16,
-    hidden: Sequence[int] = (128, 128, 128),
+    hidden: Sequence[int] = (64, 64, 64),
     activation: str = "silu",
     base: Base | None = None,
     standardize: bool = True,
