@@ -343,6 +343,15 @@ def test_latitude_and_longitude(at, tmp_path, capsys):
     assert points.spec.names == ("x", "y", "z")
     again = fl.data.load(tmp_path / "degrees.csv", latlon=("latitude", "longitude"))
     torch.testing.assert_close(again.x, points.x, rtol=0, atol=1e-6)
+    torus = fl.flows.on_torus(2, blocks=1, hidden=[8])
+    pair = fl.Ensemble([torus, fl.flows.on_torus(2, blocks=1, hidden=[8])])
+    for name, flow in (("torus", torus), ("pair", pair)):
+        fl.save(flow, tmp_path / f"{name}.safetensors")
+        assert main(["sample", str(tmp_path / f"{name}.safetensors"), "-n", "50", "-o", str(tmp_path / "angles.npz"), "--degrees"]) == 0
+        drawn = np.load(tmp_path / "angles.npz")["x"]
+        assert drawn.shape == (50, 2)
+        assert 90 < np.abs(drawn).max() <= 180
+    assert "--degrees is for points of a Torus" in failure(["sample", "moons", "-n", "5", "-o", str(tmp_path / "a.csv"), "--degrees"], capsys)
     assert "--latlon is for points of Sphere(2)" in failure(["sample", "moons", "-n", "5", "-o", str(tmp_path / "a.csv"), "--latlon"], capsys)
 
 

@@ -110,7 +110,9 @@ def test_flow(make, condition):
     check_flow(lambda: bent(make()), condition=condition)
 
 
-@pytest.mark.parametrize("make", [make for make, condition in FLOWS.values() if condition is None], ids=[n for n, (_, c) in FLOWS.items() if c is None])
+@pytest.mark.parametrize(
+    "make", [make for make, condition in FLOWS.values() if condition is None], ids=[n for n, (_, c) in FLOWS.items() if c is None]
+)
 def test_starts_as_the_identity(make):
     flow = make().double()
     x = flow.sample(50)

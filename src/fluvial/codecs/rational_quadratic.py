@@ -80,45 +80,46 @@ class RationalQuadratic(Transformer):
     def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z and log dz/dx, both (F, B)."""
         theta = theta.to(x.dtype)
-        size = self.high - self.low
-        inner = wrap(x, self.low, self.high) if self.boundary == "circular" else x
-        t = ((inner - self.low) / size).clamp(0, 1)
-        bin, a, b = self._find(theta, t)
+        inner = wrap(x, self.low, self.high) if self.boundary == "circular" else x.clamp(self.low, self.high)
+        t = (inner - self.low) / (self.high - self.low)
+        bin, unit, a, b = self._find(theta, t)
         xi = ((t * bin.total_width - bin.left) / bin.width).clamp(0, 1)
-        eta = xi * (1 - xi)
-        denominator = 1 + (a + b - 2) * eta
-        height = bin.bottom + bin.width * bin.slope * ((xi * xi + a * eta) / denominator)
-        z = self.low + size * (height / bin.total_height)
-        log_slope = _log_slope(bin, a, b, xi, eta, denominator)
+        share, slope = _quotient(a, b, xi)
+        height = torch.addcmul(bin.bottom, bin.width * bin.slope, share)
+        z = (height / bin.total_height) * (self.high - self.low) + self.low
         if self.boundary == "circular":
             z = wrap(z + theta[-1], self.low, self.high)
-        return finish(self.boundary, self.low, self.high, x, z, log_slope)
+        return self._outside(x, inner, z, torch.log(slope / unit))
 
     def decode(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse x and log dx/dz, both (F, B)."""
         theta = theta.to(z.dtype)
-        size = self.high - self.low
-        inner = wrap(z - theta[-1], self.low, self.high) if self.boundary == "circular" else z
-        t = ((inner - self.low) / size).clamp(0, 1)
-        bin, a, b = self._find(theta, t, by_height=True)
+        inner = wrap(z - theta[-1], self.low, self.high) if self.boundary == "circular" else z.clamp(self.low, self.high)
+        t = (inner - self.low) / (self.high - self.low)
+        bin, unit, a, b = self._find(theta, t, by_height=True)
         tau = ((t * bin.total_height - bin.bottom) / (bin.width * bin.slope)).clamp(0, 1)
         xi = rational_root(a, b, tau)
-        x = self.low + size * ((bin.left + bin.width * xi) / bin.total_width)
-        eta = xi * (1 - xi)
-        log_slope = -_log_slope(bin, a, b, xi, eta, 1 + (a + b - 2) * eta)
-        return finish(self.boundary, self.low, self.high, z, x, log_slope)
+        x = (torch.addcmul(bin.left, bin.width, xi) / bin.total_width) * (self.high - self.low) + self.low
+        return self._outside(z, inner, x, torch.log(unit / _quotient(a, b, xi)[1]))
 
-    def _find(self, theta: Tensor, t: Tensor, *, by_height: bool = False) -> tuple[Bin, Tensor, Tensor]:
-        """The bin, and the slopes a and b at its two ends, in units of its mean slope."""
+    def _find(self, theta: Tensor, t: Tensor, *, by_height: bool = False) -> tuple[Bin, Tensor, Tensor, Tensor]:
+        """The bin; and, in units of its mean slope, the slope 1 and the slopes a and b at its ends."""
         bin = find_bin(theta, t, self._layout, by_height=by_height)
+        unit = bin.total_height / (bin.slope * bin.total_width)
         # 2ρ'/(ρ + ρ') is the harmonic mean of the two slopes that meet at the knot, divided by this bin's own.
         slopes = 2 * bin.beside / (bin.beside + bin.slope) * _factor(bin.knots)
         if self.boundary == "linear":
             # Slope 1 where the straight tails begin. Interpolation with weights 0 and 1 chooses, faster than a mask does.
-            one = bin.total_height / (bin.slope * bin.total_width)
             at_end = torch.stack([1 - bin.place, bin.place - (self.bins - 2)]).clamp(0, 1)
-            slopes = torch.lerp(slopes, one, at_end)
-        return bin, *slopes.unbind(0)
+            slopes = torch.lerp(slopes, unit, at_end)
+        return bin, unit, *slopes.unbind(0)
+
+    def _outside(self, x: Tensor, inner: Tensor, z: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
+        if self.boundary != "linear":
+            return finish(self.boundary, self.low, self.high, x, z, log_slope)
+        # The tails go on from the ends of the box, with slope 1; sums and products are faster than masks.
+        beyond = x - inner
+        return z + beyond, log_slope * (beyond == 0).to(z.dtype)
 
     def extra_repr(self) -> str:
         """Bins and box, for repr."""
@@ -143,7 +144,10 @@ def rational_root(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     return (2 * tau / (linear + torch.sqrt(discriminant.clamp_min(torch.finfo(tau.dtype).tiny)))).clamp(0, 1)
 
 
-def _log_slope(bin: Bin, a: Tensor, b: Tensor, xi: Tensor, eta: Tensor, denominator: Tensor) -> Tensor:
+def _quotient(a: Tensor, b: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
+    """The rational quadratic from 0 to 1 with slopes a and b at its ends, and its derivative."""
     rest = 1 - xi
-    numerator = b * (xi * xi) + 2 * eta + a * (rest * rest)
-    return torch.log(bin.slope * bin.total_width / bin.total_height * numerator / (denominator * denominator))
+    eta, square = xi * rest, xi * xi
+    denominator = (a + b - 2) * eta + 1
+    numerator = torch.addcmul(b * square, a, rest * rest).add(eta, alpha=2)
+    return torch.addcmul(square, a, eta) / denominator, numerator / (denominator * denominator)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fluvial.runs import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fluvial.ensemble import Ensemble
     from fluvial.flow import Flow
 
 BATCH = 65_536
@@ -50,6 +51,7 @@ are drawn for every row, and the conditions stand in columns beside them. RUN ma
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch", metavar="N", type=count, help=f"samples drawn and written at a time; default {BATCH}, fewer for large ones")
     parser.add_argument("--latlon", action="store_true", help="points of the sphere as latitude and longitude in degrees")
+    parser.add_argument("--degrees", action="store_true", help="points of the torus as angles in degrees")
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -64,10 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     conditions = _conditions(flow, arguments.condition)
     each = arguments.number
     rows = each if conditions is None else each * len(next(iter(_leaves(conditions).values())))
-    layout = _layout(flow, rows, latlon=arguments.latlon)
+    layout = _layout(flow, rows, latlon=arguments.latlon, degrees=arguments.degrees)
+    shown = latitude_longitude if arguments.latlon else angles if arguments.degrees else None
     batch = arguments.batch or max(1, min(BATCH, NUMBERS_AT_A_TIME // len(layout.names)))
     began = time.perf_counter()
-    drawing = _Drawing(flow, conditions, each, arguments.seed, latlon=arguments.latlon)
+    drawing = _Drawing(flow, conditions, each, arguments.seed, shown)
     try:
         write_samples(output, _shown(drawing.blocks(rows, batch), rows), layout)
     except KeyboardInterrupt as interrupt:
@@ -88,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
 class _Drawing:
     """Draws block after block."""
 
-    def __init__(self, flow: "Flow", conditions: Any, each: int, seed: int, *, latlon: bool) -> None:
-        self.flow, self.conditions, self.each, self.seed, self.latlon = flow, conditions, each, seed, latlon
+    def __init__(self, flow: "Flow | Ensemble", conditions: Any, each: int, seed: int, shown: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        self.flow, self.conditions, self.each, self.seed, self.shown = flow, conditions, each, seed, shown
         self.not_finite = 0
 
     def blocks(self, rows: int, batch: int) -> Iterator[Block]:
@@ -113,21 +116,33 @@ class _Drawing:
             self.not_finite += int((~torch.isfinite(x).flatten(1).all(1)).sum())
             points = x.cpu().numpy()
             table = None if c is None else np.concatenate([leaf.reshape(len(leaf), -1).numpy() for leaf in _leaves(c).values()], 1)
-            yield (degrees(points) if self.latlon else points), table
+            yield (points if self.shown is None else self.shown(points)), table
 
 
-def degrees(x: np.ndarray) -> np.ndarray:
+def latitude_longitude(x: np.ndarray) -> np.ndarray:
     """Unit vectors (n, 3) to latitude and longitude in degrees (n, 2), float64.
 
     Example:
-        >>> degrees(np.array([[0.0, 1.0, 0.0]])).tolist()
+        >>> latitude_longitude(np.array([[0.0, 1.0, 0.0]])).tolist()
         [[0.0, 90.0]]
     """
     x = x.astype(np.float64)
     return np.rad2deg(np.stack([np.arctan2(x[:, 2], np.hypot(x[:, 0], x[:, 1])), np.arctan2(x[:, 1], x[:, 0])], 1))
 
 
-def _flow(arguments: argparse.Namespace) -> "Flow":
+def angles(x: np.ndarray) -> np.ndarray:
+    """Points of the torus (n, k, 2) to angles in degrees (n, k), float64.
+
+    Example:
+        >>> angles(np.array([[[0.0, 1.0], [-1.0, 0.0]]])).tolist()
+        [[90.0, 180.0]]
+    """
+    x = x.astype(np.float64)
+    return np.rad2deg(np.arctan2(x[..., 1], x[..., 0]))
+
+
+def _flow(arguments: argparse.Namespace) -> "Flow | Ensemble":
+    from fluvial.ensemble import Ensemble
     from fluvial.flow import Flow
     from fluvial.io import load
     from fluvial.training.settings import training_device
@@ -136,33 +151,39 @@ def _flow(arguments: argparse.Namespace) -> "Flow":
     run = None if path.suffix == ".safetensors" else Run.find(path)
     device = training_device(arguments.device, "32")
     flow = load(path, device=device) if run is None else run.flow(device=device)
-    if not isinstance(flow, Flow):
-        raise ValueError(f"sample: {path} holds a {type(flow).__name__}; only a Flow is sampled from here")
+    if not isinstance(flow, Flow | Ensemble):
+        raise ValueError(f"sample: {path} holds a {type(flow).__name__}; only a Flow or an Ensemble is sampled from here")
     return flow
 
 
-def _layout(flow: "Flow", rows: int, *, latlon: bool) -> Layout:
+def _layout(flow: "Flow | Ensemble", rows: int, *, latlon: bool, degrees: bool) -> Layout:
     from fluvial.manifolds import Sphere, Torus
     from fluvial.metrics.likelihood import float_of
 
     shape, spec = flow.manifold.event_shape, flow.spec
-    names = spec.names if spec is not None and spec.names is not None else column_names(shape)
-    if isinstance(flow.manifold, Torus) and spec is not None and spec.names is not None:
-        names = [f"{part} {name}" for name in spec.names for part in ("cos", "sin")]
+    given = None if spec is None else spec.names
+    names = given if given is not None else column_names(shape)
+    if isinstance(flow.manifold, Torus) and given is not None:
+        names = [f"{part} {name}" for name in given for part in ("cos", "sin")]
     dtype = str(float_of(flow).dtype).removeprefix("torch.")
     if latlon:
         if flow.manifold != Sphere(2):
             raise ValueError(f"sample: --latlon is for points of Sphere(2), this flow lives on {flow.manifold}")
         shape, names, dtype = (2,), ("latitude", "longitude"), "float64"
+    if degrees:
+        if not isinstance(flow.manifold, Torus):
+            raise ValueError(f"sample: --degrees is for points of a Torus, this flow lives on {flow.manifold}")
+        shape, dtype = (flow.manifold.dim,), "float64"
+        names = given if given is not None else column_names(shape)
     return Layout(rows, shape, tuple(names), _condition_names(flow), "float64" if dtype == "float64" else "float32")
 
 
-def _condition_shape(flow: "Flow") -> Any:
+def _condition_shape(flow: "Flow | Ensemble") -> Any:
     """What the flow declares, else what its data had."""
     return flow.condition if flow.condition is not None or flow.spec is None else flow.spec.condition
 
 
-def _condition_names(flow: "Flow") -> tuple[str, ...]:
+def _condition_names(flow: "Flow | Ensemble") -> tuple[str, ...]:
     declared = _condition_shape(flow)
     if declared is None:
         return ()
@@ -173,7 +194,7 @@ def _condition_names(flow: "Flow") -> tuple[str, ...]:
     return column_names(declared, "c")
 
 
-def _conditions(flow: "Flow", given: list[str]) -> Any:
+def _conditions(flow: "Flow | Ensemble", given: list[str]) -> Any:
     """The conditions as rows, on the CPU; None for an unconditional flow."""
     shape = _condition_shape(flow)
     if shape is None:

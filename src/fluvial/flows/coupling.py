@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 
 from fluvial.bases import Base, Normal
-from fluvial.codecs import Affine, Bijection, Chain, Coupling, Cubic, RationalQuadratic, Rotation, Smooth, Standardize, Transformer
 from fluvial.codecs import LU as PLU
+from fluvial.codecs import Affine, Bijection, Chain, Coupling, Cubic, RationalQuadratic, Rotation, Smooth, Standardize, Transformer
 from fluvial.flow import Flow
 from fluvial.nn import ConditionScaling
 
