@@ -136,6 +136,7 @@ INTEGRALS = {
     "plane, smooth": lambda: fl.flows.coupling(2, transform="smooth", blocks=2, bins=6, hidden=[8]),
     "circle": lambda: fl.flows.on_torus(1, **SMALL),
     "torus": lambda: fl.flows.on_torus(2, **SMALL),
+    "angles": lambda: fl.flows.circular(2, **SMALL),
     "sphere": lambda: fl.flows.on_sphere(**SMALL),
 }
 
@@ -156,6 +157,31 @@ def test_the_density_on_an_interval_integrates_to_one():
     outside = torch.tensor([[-0.1], [1.1]], dtype=torch.float64)
     assert (flow.log_prob(outside) == -torch.inf).all()
     assert torch.isfinite(flow.log_prob(torch.tensor([[0.0], [1.0]], dtype=torch.float64))).all()
+
+
+def test_no_row_of_a_box_falls_out_of_it_on_the_way():
+    torch.manual_seed(0)
+    spline = RationalQuadratic(16, low=0, high=1, boundary="interval")
+    layers = [bent(Coupling(2, spline, active=[k % 2], hidden=[16])) for k in range(4)]
+    flow = Flow(Chain(layers), Uniform([0.0, 0.0], [1.0, 1.0])).eval()
+    for _ in range(50):
+        assert torch.isfinite(flow.log_prob(1 - 1e-6 * torch.rand(8, 2))).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_angles_count_modulo_a_turn(blocks):
+    flow = bent(fl.flows.circular(2, blocks=blocks, bins=4, hidden=[8])).double().eval()
+    x = angles(2)(20)
+    for shift in ([2 * PI, 0.0], [0.0, -2 * PI], [4 * PI, 2 * PI]):
+        torch.testing.assert_close(flow.log_prob(x + torch.tensor(shift, dtype=torch.float64)), flow.log_prob(x), rtol=0, atol=1e-8)
+
+
+def test_conditions_of_several_shapes():
+    layer = Coupling(2, RationalQuadratic(4), context=5, hidden=[8])
+    flow = bent(Flow(layer, Normal(2), condition={"T": 1, "field": (2, 2)}))
+    c = {"T": torch.randn(3, 1), "field": torch.randn(3, 2, 2)}
+    assert flow.sample(4, c).shape == (4, 3, 2)
+    assert torch.isfinite(flow.log_prob(flow.sample((), c), c)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -285,7 +311,8 @@ def test_training_learns_a_conditional_scale():
         (lambda: fl.flows.coupling(0), ValueError, "must be positive"),
         (lambda: fl.flows.coupling(2, transform="spline"), ValueError, "transform must be one of 'rqs'"),
         (lambda: fl.flows.coupling(2, mixing="shuffle"), ValueError, "mixing must be"),
-        (lambda: fl.flows.coupling(2, bounds=([0.0], [1.0])), ValueError, "2"),
+        (lambda: fl.flows.coupling(2, bounds=([0.0], [1.0])), ValueError, "each with 2 entries"),
+        (lambda: Coupling(2, Affine()).encode(torch.zeros(5, 3)), ValueError, r"rows of shape \(batch, 2\)"),
         (lambda: fl.flows.on_sphere(blocks=0), ValueError, "must be positive"),
         (lambda: fl.flows.on_torus(0), ValueError, "positive"),
         (lambda: fl.flows.coupling(2, 1).log_prob(torch.zeros(3, 2)), ValueError, "conditional"),

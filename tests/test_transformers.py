@@ -233,3 +233,52 @@ def test_bins_found_in_one_sweep_are_those_of_the_plain_operations(count, circul
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("spline_class", [RationalQuadratic, Cubic])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-0.3, 0.9), (-1.1, 2.3), (0.1, 0.7)])
+def test_nothing_leaves_an_interval_by_rounding(spline_class, dtype, box):
+    low, high = (torch.tensor(end, dtype=dtype).item() for end in box)
+    spline = spline_class(16, low=box[0], high=box[1], boundary="interval")
+    for rows in (1, 3, 16, 40, 4096):
+        theta = theta_of(spline, rows, 1.0, dtype)
+        ends = torch.tensor([low, high, (low + high) / 2], dtype=dtype).unsqueeze(1).expand(3, rows)
+        for side in (spline.encode, spline.decode):
+            z, log_slope = side(theta, ends)
+            assert (z >= low).all()
+            assert (z <= high).all()
+            assert torch.isfinite(log_slope).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_at_the_knots_are_those_of_log_slope(spline, dtype):
+    """Where rounding puts a point a little outside its bin the derivative is still there."""
+    bins = spline.bins
+    knots = spline.low + (spline.high - spline.low) * torch.arange(1, bins, dtype=dtype) / bins
+    x = knots.expand(1, -1).clone().requires_grad_()
+    theta = spline.start().to(dtype).view(-1, 1, 1).expand(-1, 1, bins - 1)
+    for side in (spline.encode, spline.decode):
+        z, log_slope = side(theta, x)
+        torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0].log(), log_slope, rtol=0, atol=1e-4)
+
+
+def test_gradients_may_be_mapped_over(spline):
+    theta = theta_of(spline, 2).requires_grad_()
+    x = points(spline, 2)
+    z = spline.encode(theta, x)[0]
+    weights = torch.randn(4, *z.shape, dtype=z.dtype)
+    together = torch.autograd.grad(z, theta, weights, is_grads_batched=True, retain_graph=True)[0]
+    one_by_one = torch.stack([torch.autograd.grad(z, theta, w, retain_graph=True)[0] for w in weights])
+    torch.testing.assert_close(together, one_by_one)
+
+
+def test_the_tails_of_a_cubic_are_straight_however_many_bins_there_are():
+    torch.manual_seed(7)
+    spline = Cubic(200)
+    theta = theta_of(spline, 500, 30.0, torch.float32)
+    x = torch.cat([torch.full((3, 250), 5.9), torch.full((3, 250), -6.1)], 1)
+    z, log_slope = spline.encode(theta, x)
+    back, inverse = spline.decode(theta, z)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-3)
+    torch.testing.assert_close(inverse, -log_slope)

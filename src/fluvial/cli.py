@@ -85,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"fluvial: error: {_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if not _is_too_large(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"fluvial: error: too large for this machine: {_line(error)}; give smaller sizes", file=sys.stderr)
+        return 2
 
 
 def _run(words: list[str]) -> int:
@@ -133,6 +140,12 @@ def _surroundings() -> Iterator[None]:
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
     print(f"fluvial: warning: {_line(message)}", file=sys.stderr)
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether memory, or the integers that count it, did not suffice; torch says so by a RuntimeError among others."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | OverflowError) or any(sign in said for sign in ("memory", "overflow", "storage size", "invalid shape"))
 
 
 def _line(error: BaseException | str) -> str:

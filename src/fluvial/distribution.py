@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraint_registry, constraints
 
-from fluvial.codecs import Bijection, Chain
+from fluvial.codecs import Bijection, Chain, Wrap
 from fluvial.codecs.box import Box
 from fluvial.conditions import Condition, batch_shape, expand_flat, transform
 from fluvial.manifolds import Euclidean, Manifold
@@ -44,6 +44,33 @@ class OnManifold(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"OnManifold({self.manifold})"
+
+
+class LessThanEq(constraints.Constraint):
+    r"""Numbers x ≤ `upper_bound`: as a density at the bound itself counts for nothing, they map onto all of space as x < `upper_bound` does.
+
+    Args:
+        upper_bound: The largest number.
+
+    Example:
+        >>> LessThanEq(torch.tensor(1.0)).check(torch.tensor([1.0, 2.0]))
+        tensor([ True, False])
+    """
+
+    def __init__(self, upper_bound: Tensor) -> None:
+        super().__init__()
+        self.upper_bound = upper_bound
+
+    def check(self, value: Tensor) -> Tensor:
+        """Which numbers are no larger."""
+        return value <= self.upper_bound
+
+    def __repr__(self) -> str:
+        return f"LessThanEq(upper_bound={self.upper_bound})"
+
+
+constraint_registry.biject_to.register(LessThanEq, lambda closed: constraint_registry.biject_to(constraints.less_than(closed.upper_bound)))
+constraint_registry.transform_to.register(LessThanEq, lambda closed: constraint_registry.transform_to(constraints.less_than(closed.upper_bound)))
 
 
 class FlowDistribution(torch.distributions.Distribution):
@@ -89,7 +116,7 @@ class FlowDistribution(torch.distributions.Distribution):
 
     @property
     def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The manifold; in flat space the ``support`` of the codec that touches the data, if it declares one, else all of space."""
+        """The manifold; in flat space the bounds or ``support`` of the codec that touches the data, one period of angles, or else all of space."""
         manifold = self.flow.manifold
         if not isinstance(manifold, Euclidean):
             return OnManifold(manifold)
@@ -183,9 +210,13 @@ def _declared_support(flow: "Flow | Ensemble") -> constraints.Constraint | None:
     part = members[0].codec if members is not None else flow.codec
     while isinstance(part, Chain):
         part = part.parts[0]
+    like = next((t for t in (*flow.parameters(), *flow.buffers()) if t.is_floating_point()), torch.empty(0))
     if isinstance(part, Box):
-        tensors = (*flow.parameters(), *flow.buffers())
-        return _box(part, next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype()))
+        return _box(part, like.dtype)
+    if isinstance(part, Wrap):
+        # Any angle has a density, that of the same angle on the interval; the densities on the interval integrate to 1.
+        event = part.domain.event_shape
+        return constraints.independent(constraints.interval(like.new_full(event, part.low), like.new_full(event, part.high)), len(event))
     declared = getattr(part, "support", None) if isinstance(part, Bijection) else None
     return declared if isinstance(declared, constraints.Constraint) else None
 
@@ -204,4 +235,4 @@ def _box(box: Box, dtype: torch.dtype) -> constraints.Constraint:
 def _side(has_low: bool, has_high: bool, low: Tensor, high: Tensor) -> constraints.Constraint:  # noqa: FBT001
     if has_low and has_high:
         return constraints.interval(low, high)
-    return constraints.greater_than_eq(low) if has_low else constraints.less_than(high) if has_high else constraints.real
+    return constraints.greater_than_eq(low) if has_low else LessThanEq(high) if has_high else constraints.real

@@ -15,9 +15,12 @@ class Base(nn.Module, ABC):
 
     Attributes:
         manifold: Where its samples live.
+        has_rsample: Whether samples follow the base's own parameters with their gradient. Without it such parameters are trained by ``log_prob``
+            alone, not by objectives that learn through samples. A base that does not say counts as True only while it has nothing to train.
     """
 
     manifold: Manifold
+    has_rsample: bool
 
     @abstractmethod
     def log_prob(self, z: Tensor, c: Condition = None) -> Tensor:

@@ -25,6 +25,7 @@ class Categorical(nn.Module):
     """
 
     event_shape: tuple[int, ...] = ()
+    has_rsample = False
 
     def __init__(self, classes: int, *, network: nn.Module | None = None) -> None:
         super().__init__()

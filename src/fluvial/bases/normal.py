@@ -24,6 +24,7 @@ class Normal(Base):
         tensor([-1.8379])
     """
 
+    has_rsample = True
     anchor: Tensor
 
     def __init__(self, event_shape: int | tuple[int, ...]) -> None:

@@ -29,6 +29,7 @@ class StudentT(Base):
         1.0
     """
 
+    has_rsample = True
     log_df: Tensor
 
     def __init__(self, event_shape: int | tuple[int, ...], *, df: float = 5.0, learnable: bool = False) -> None:

@@ -41,6 +41,7 @@ class TruncatedNormal(Base):
         True
     """
 
+    has_rsample = True
     mean: Tensor
     log_scale: Tensor
     anchor: Tensor

@@ -35,6 +35,7 @@ class Uniform(Base):
         torch.Size([2, 3])
     """
 
+    has_rsample = True
     anchor: Tensor
     limits: Tensor
 

@@ -27,6 +27,7 @@ class UniformOn(Base):
         tensor([-2.5310])
     """
 
+    has_rsample = True
     anchor: Tensor
 
     def __init__(self, manifold: Manifold) -> None:

@@ -48,6 +48,8 @@ class VonMisesFisherMixture(Base):
         self.components = components
         self.concentration = concentration
         self.learnable = learnable
+        # Drawing chooses a component and rejects: fixed ones need no gradient, learnable ones get none.
+        self.has_rsample = not learnable
         self.seed = seed
         means = manifold.random_uniform(components, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         # The mean's direction counts, not its length.

@@ -25,6 +25,7 @@ from fluvial.codecs.standardize import HasFit, Standardize, fit_codec_
 from fluvial.codecs.trainable_rotation import TrainableRotation
 from fluvial.codecs.transformer import Transformer
 from fluvial.codecs.whiten import Whiten
+from fluvial.codecs.wrap import Wrap
 
 __all__ = [
     "ActNorm",
@@ -56,5 +57,6 @@ __all__ = [
     "TrainableRotation",
     "Transformer",
     "Whiten",
+    "Wrap",
     "fit_codec_",
 ]

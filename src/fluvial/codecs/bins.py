@@ -9,6 +9,9 @@ with U = Σu and V = Σv, in units of the box. Since s is bounded, the widths of
 lies between ε_s/(1 + ε_s) and its inverse, whatever the network puts out. That is what keeps inverses accurate.
 """
 
+import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +80,17 @@ def find_bin(theta: Tensor, t: Tensor, bins: Bins, *, by_height: bool = False) -
     # kernels faster than many small ones.
     if torch.compiler.is_compiling() or theta.device.type != "cpu":
         return find_bin_plainly(theta, t, bins, by_height=by_height)
-    return Bin(*_FindBin.apply(theta, t.detach(), bins, by_height))
+    return Bin(*_applied()(theta, t.detach(), bins, by_height))
+
+
+def _applied() -> Callable[..., tuple[Tensor, ...]]:
+    """The custom function, out of the compiler's reach: between two pieces of a compiled program it would trace the sweep itself."""
+    return _hidden() if "torch._dynamo" in sys.modules else _FindBin.apply
+
+
+@cache
+def _hidden() -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compiler.disable(_FindBin.apply)
 
 
 def find_bin_plainly(theta: Tensor, t: Tensor, bins: Bins, *, by_height: bool = False) -> Bin:
@@ -170,8 +183,9 @@ class _FindBin(torch.autograd.Function):
         _, dsizes, *fields = grads
         shapes = [place.shape] * 6 + [(2, *place.shape)] * 2
         fields = [place.new_zeros(shape) if grad is None else grad for shape, grad in zip(shapes, fields)]
-        # Somebody who differentiates this gradient needs operations that know their own.
-        pull = _pull if torch.is_grad_enabled() else _swept
+        # Somebody who differentiates this gradient, or maps over it, needs operations that know how.
+        watched = torch.is_grad_enabled() or any(grad is not None and _is_mapped(grad) for grad in grads)
+        pull = _pull if watched else _swept
         return pull(sizes, place, dsizes, fields, ctx.rows, ctx.bins), None, None, None
 
     @staticmethod
@@ -213,6 +227,12 @@ def _ends(knots: Tensor, bins: Bins) -> list[list[Tensor]]:
         return [[first, *(own[k - 1 : k + 1] for k in range(1, bins.count - 1)), last]]
     closed = torch.cat([own, own[:1]]) if bins.circular else own
     return [[closed[k : k + 2] for k in range(bins.count)]]
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    """Whether a function transform maps over it, be it the new or the old kind."""
+    transforms = torch._C._functorch
+    return transforms.maybe_current_level() is not None or transforms.is_legacy_batchedtensor(tensor)
 
 
 def _pull(sizes: Tensor, place: Tensor, dsizes: Tensor | None, grads: list[Tensor], rows: int, bins: Bins) -> Tensor:
@@ -257,5 +277,6 @@ def _swept(sizes: Tensor, place: Tensor, dsizes: Tensor | None, grads: list[Tens
         target.scatter_add_(0, where.unsqueeze(0), gradient.unsqueeze(0))
     if dsizes is not None:
         both.add_(dsizes)
-    torch.ops.aten.sigmoid_backward(both, _sigmoids(sizes, bins), grad_input=both)
+    for half, gradient, floor in zip(sizes.split(bins.count), (du, drho), bins.floors):
+        torch.ops.aten.sigmoid_backward(gradient, half - floor, grad_input=gradient)
     return out

@@ -33,7 +33,7 @@ class Bounds(Box):
         low: Lower bound of each coordinate in the units of the data; None or −inf where there is none.
         high: Upper bound of each coordinate; None or inf where there is none.
         one_sided: The map of coordinates with one bound, "softplus" or "log".
-        eps: How far inside a value on a bound is read, in units of h − l (of 1 with one bound; of the bound itself where that is larger);
+        eps: How far inside a value on a bound is read, in units of h − l (of 1 with one bound), but no less than the bounds are rounded by;
             default a quarter of the step between floating-point numbers at 1, 2⁻²⁵ in single precision.
 
     Raises:

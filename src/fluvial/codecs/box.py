@@ -128,9 +128,11 @@ class Box(Bijection):
         # Coordinates outside are moved inside before any logarithm, so that their gradients are zero and not NaN.
         centre = torch.where(self.has_low, torch.where(self.has_high, low + (high - low) / 2, low + 1), torch.where(self.has_high, high - 1, 0 * one))
         x = torch.where(outside, centre, x)
-        scale = torch.where(self.has_low & self.has_high, high - low, one)
-        scale = torch.maximum(scale, torch.maximum(torch.where(self.has_low, low.abs(), one), torch.where(self.has_high, high.abs(), one)))
-        floor = scale * (torch.finfo(x.dtype).eps / 4 if self.eps is None else self.eps)
+        width = torch.where(self.has_low & self.has_high, high - low, one)
+        largest = torch.maximum(torch.where(self.has_low, low.abs(), 0 * one), torch.where(self.has_high, high.abs(), 0 * one))
+        step = torch.finfo(x.dtype).eps / 4
+        # No less than the rounding of the bounds, and never past the middle.
+        floor = torch.maximum(width * (step if self.eps is None else self.eps), torch.minimum(largest * step, width / 4))
         below = _pick(self._low, self.has_low, lambda: _distance(x - low, floor), lambda: one)
         above = _pick(self._high, self.has_high, lambda: _distance(high - x, floor), lambda: one)
         shift = _pick(self._free, ~(self.has_low | self.has_high), lambda: x, lambda: 0 * one)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fluvial.codecs.codec import Bijection
 from fluvial.codecs.transformer import Transformer
-from fluvial.conditions import Condition, as_features
+from fluvial.conditions import Condition, as_features, as_rows
 from fluvial.manifolds import Euclidean
 from fluvial.nn import MLP
 
@@ -115,6 +115,8 @@ class Coupling(Bijection):
 
     def _read(self, x: Tensor, c: Condition) -> tuple[Tensor, Tensor, Tensor]:
         """Passive and active coordinates, (·, B), and the parameters (P, F, B) of the maps of the active ones."""
+        if x.ndim != 2 or x.shape[1] != self.features:
+            raise ValueError(f"Coupling: expected rows of shape (batch, {self.features}), got {tuple(x.shape)}")
         # A coupling hands on the transpose of a feature-major array, so that in a chain of them nothing is rearranged here.
         columns = x.t()
         passive, active = columns.index_select(0, self._passive), columns.index_select(0, self._active)
@@ -129,7 +131,7 @@ class Coupling(Bijection):
             angle = passive.index_select(0, self._turning)
             pieces = [passive.index_select(0, self._straight), torch.cos(angle), torch.sin(angle)]
         if self.context:
-            condition = as_features(c)
+            condition = as_features(as_rows(c))
             if condition is None or condition.shape[-1] != self.context:
                 got = "none" if condition is None else tuple(condition.shape)
                 raise ValueError(f"Coupling: expected a condition of shape (*batch, {self.context}), got {got}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from fluvial.codecs.bins import Bin, Bins, at, find_bin, neighbours
 from fluvial.codecs.monotone_root import monotone_root
 from fluvial.codecs.rational_quadratic import rational_root
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, wrap
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, held, wrap
 
 
 class Cubic(Transformer):
@@ -19,15 +19,16 @@ class Cubic(Transformer):
     .. math:: z = y_k + h\,\bigl(a\xi + (3 - 2a - b)\xi^2 + (a + b - 2)\xi^3\bigr)
 
     Slopes at inner knots are Steffen's, min(2s, 2s', p) with p the slope of the parabola through the three knots; those at the two ends are
-    learned, and "linear" tails go on with them. All slopes are bounded as for `RationalQuadratic`. The inverse is found by a safeguarded Newton
-    method, to rounding, not by the closed formula, which loses its digits where the cubic is nearly a parabola.
+    learned, and "linear" tails go on with them. Mean slopes lie within 1/(1 + R) … 1 + R, R = ``slope_ratio``, and the slope within 6 times
+    these bounds. The inverse is found by a safeguarded Newton method, to rounding, not by the closed formula, which loses its digits where the
+    cubic is nearly a parabola.
 
     Args:
         bins: K.
         low: Lower end of the box.
         high: Upper end.
         boundary: "linear" (straight tails), "interval" or "circular".
-        slope_ratio: Largest mean slope of a bin, and inverse of the smallest.
+        slope_ratio: R, the largest ratio of two bins' mean slopes.
         width_ratio: Largest ratio of the widths of two bins.
 
     Raises:
@@ -85,7 +86,7 @@ class Cubic(Transformer):
         inner = wrap(x, self.low, self.high) if self.boundary == "circular" else x
         t = ((inner - self.low) / size).clamp(0, 1)
         bin, a, b = self._bin(theta, t)
-        xi = ((t * bin.total_width - bin.left) / bin.width).clamp(0, 1)
+        xi = held((t * bin.total_width - bin.left) / bin.width, 0, 1)
         share, relative = _cubic(a, b, xi)
         slope = bin.slope * bin.total_width / bin.total_height
         z = self.low + size * ((bin.bottom + bin.width * bin.slope * share) / bin.total_height)
@@ -93,10 +94,10 @@ class Cubic(Transformer):
         if self.boundary == "circular":
             z = wrap(z + theta[-1], self.low, self.high)
         if self.boundary == "linear":
-            tail = slope * torch.where(x < self.low, a, b)
-            beyond = x - x.clamp(self.low, self.high)
+            nearest = x.clamp(self.low, self.high)
+            beyond, tail = x - nearest, self._tail(theta, bin, x)
             outside = beyond != 0
-            return torch.where(outside, z + tail * beyond, z), torch.where(outside, torch.log(tail), log_slope)
+            return torch.where(outside, nearest.detach() + tail * beyond, z), torch.where(outside, torch.log(tail), log_slope)
         return finish(self.boundary, self.low, self.high, x, z, log_slope)
 
     def decode(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +107,16 @@ class Cubic(Transformer):
         inner = wrap(z - theta[-1], self.low, self.high) if self.boundary == "circular" else z
         t = ((inner - self.low) / size).clamp(0, 1)
         bin, a, b = self._bin(theta, t, by_height=True)
-        tau = ((t * bin.total_height - bin.bottom) / (bin.width * bin.slope)).clamp(0, 1)
+        tau = held((t * bin.total_height - bin.bottom) / (bin.width * bin.slope), 0, 1)
         xi = monotone_root(lambda u: _cubic(a, b, u), tau, rational_root(a, b, tau))
         slope = bin.slope * bin.total_width / bin.total_height
         x = self.low + size * ((bin.left + bin.width * xi) / bin.total_width)
         log_slope = -torch.log(slope * _cubic(a, b, xi)[1])
         if self.boundary == "linear":
-            tail = slope * torch.where(z < self.low, a, b)
-            beyond = z - z.clamp(self.low, self.high)
+            nearest = z.clamp(self.low, self.high)
+            beyond, tail = z - nearest, self._tail(theta, bin, z)
             outside = beyond != 0
-            return torch.where(outside, x + beyond / tail, x), torch.where(outside, -torch.log(tail), log_slope)
+            return torch.where(outside, nearest.detach() + beyond / tail, x), torch.where(outside, -torch.log(tail), log_slope)
         return finish(self.boundary, self.low, self.high, z, x, log_slope)
 
     def _bin(self, theta: Tensor, t: Tensor, *, by_height: bool = False) -> tuple[Bin, Tensor, Tensor]:
@@ -128,12 +129,23 @@ class Cubic(Transformer):
         if circular:
             return bin, a, b
         # 1 at the start, and within the bounds in which a cubic stays monotone.
-        ends = 0.25 + 1.5 * torch.sigmoid(theta[-2:])
+        ends = _ends(theta)
         return bin, torch.where(k == 0, ends[0], a), torch.where(k == self.bins - 1, ends[1], b)
+
+    def _tail(self, theta: Tensor, bin: Bin, x: Tensor) -> Tensor:
+        """The slope of the straight line beyond the end of the box at which x lies."""
+        ends = _ends(theta)
+        slope = torch.where(x < self.low, bin.sizes[self.bins] * ends[0], bin.sizes[-1] * ends[1])
+        return slope * bin.total_width / bin.total_height
 
     def extra_repr(self) -> str:
         """Bins and box, for repr."""
         return f"{self.bins} bins on [{self.low:g}, {self.high:g}], {self.boundary}"
+
+
+def _ends(theta: Tensor) -> Tensor:
+    """Slopes at the two ends of the box, in units of the mean slopes of their bins."""
+    return 0.25 + 1.5 * torch.sigmoid(theta[-2:])
 
 
 def _widths_beside(u: Tensor, index: Tensor, *, circular: bool) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fluvial.codecs.transformer import held
+
 Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 STEPS = 12
 
@@ -34,4 +36,4 @@ def monotone_root(fn: Slope, target: Tensor, guess: Tensor) -> Tensor:
     for _ in range(2):
         value, slope = fn(xi)
         xi = xi - (value - target) / slope
-    return xi.clamp(0, 1)
+    return held(xi, 0, 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fluvial.codecs.bins import Bin, Bins, find_bin
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, wrap
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, held, wrap
 
 
 class RationalQuadratic(Transformer):
@@ -17,16 +17,16 @@ class RationalQuadratic(Transformer):
     .. math:: z = y_k + h\,\frac{\xi^2 + a\eta}{1 + (a + b - 2)\eta}, \qquad
               \frac{dz}{dx} = s\,\frac{b\xi^2 + 2\eta + a(1-\xi)^2}{(1 + (a + b - 2)\eta)^2}
 
-    Whatever the network puts out, mean slopes stay within 1/R … R, R = ``slope_ratio``, slopes at knots within a factor 5 of the harmonic
-    mean of their neighbours, and so the slope everywhere within 1/R² … R²: values, gradients and the inverse stay finite and accurate, in single
-    precision too (see `fluvial.codecs.bins`).
+    Whatever the network puts out, mean slopes stay within 1/(1 + R) … 1 + R, R = ``slope_ratio``, slopes at knots within a factor 5 of the
+    harmonic mean of their neighbours, and so the slope everywhere within a factor max(25 R, R²) of 1: values, gradients and the inverse stay
+    finite and accurate, in single precision too (see `fluvial.codecs.bins`).
 
     Args:
         bins: K.
         low: Lower end of the box.
         high: Upper end.
         boundary: "linear" (identity outside), "interval" (the box is all there is), or "circular" (the ends are one point; a shift is learned too).
-        slope_ratio: R, the largest mean slope of a bin and the inverse of the smallest.
+        slope_ratio: R, the largest ratio of two bins' mean slopes.
         width_ratio: Largest ratio of the widths of two bins.
 
     Raises:
@@ -83,7 +83,7 @@ class RationalQuadratic(Transformer):
         inner = wrap(x, self.low, self.high) if self.boundary == "circular" else x.clamp(self.low, self.high)
         t = (inner - self.low) / (self.high - self.low)
         bin, unit, a, b = self._find(theta, t)
-        xi = ((t * bin.total_width - bin.left) / bin.width).clamp(0, 1)
+        xi = held((t * bin.total_width - bin.left) / bin.width, 0, 1)
         share, slope = _quotient(a, b, xi)
         height = torch.addcmul(bin.bottom, bin.width * bin.slope, share)
         z = (height / bin.total_height) * (self.high - self.low) + self.low
@@ -97,7 +97,7 @@ class RationalQuadratic(Transformer):
         inner = wrap(z - theta[-1], self.low, self.high) if self.boundary == "circular" else z.clamp(self.low, self.high)
         t = (inner - self.low) / (self.high - self.low)
         bin, unit, a, b = self._find(theta, t, by_height=True)
-        tau = ((t * bin.total_height - bin.bottom) / (bin.width * bin.slope)).clamp(0, 1)
+        tau = held((t * bin.total_height - bin.bottom) / (bin.width * bin.slope), 0, 1)
         xi = rational_root(a, b, tau)
         x = (torch.addcmul(bin.left, bin.width, xi) / bin.total_width) * (self.high - self.low) + self.low
         return self._outside(z, inner, x, torch.log(unit / _quotient(a, b, xi)[1]))
@@ -141,7 +141,7 @@ def rational_root(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     # (1 − a + τq) ξ² + (a − τq) ξ − τ = 0 with q = a + b − 2, solved so that nothing cancels; the discriminant is a² at one end, b² at the other.
     linear = a - (a + b - 2) * tau
     discriminant = linear * linear + 4 * tau * (1 - linear)
-    return (2 * tau / (linear + torch.sqrt(discriminant.clamp_min(torch.finfo(tau.dtype).tiny)))).clamp(0, 1)
+    return held(2 * tau / (linear + torch.sqrt(discriminant.clamp_min(torch.finfo(tau.dtype).tiny))), 0, 1)
 
 
 def _quotient(a: Tensor, b: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from fluvial.codecs.affine import Affine
 from fluvial.codecs.bins import at
 from fluvial.codecs.monotone_root import monotone_root
 from fluvial.codecs.rational_quadratic import rational_root
-from fluvial.codecs.transformer import Boundary, Transformer, check_box
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, held
 
 
 class Smooth(Transformer):
@@ -19,14 +19,14 @@ class Smooth(Transformer):
 
     B_j are the quadratic B-splines of a uniform grid on the box. The outer coefficients are 1, so that the spline joins the straight tails of slope 1
     with two continuous derivatives. The log-density of a flow of such maps has a continuous gradient in x and in the condition, without the kinks
-    that `RationalQuadratic` has at every knot. The slope lies between the smallest and the largest c_j; these are bounded. The price is
-    that knots do not move.
+    that `RationalQuadratic` has at every knot. The slope lies between the smallest and the largest c_j, within 1/(1 + R) … 1 + R
+    with R = ``slope_ratio``. The price is that knots do not move.
 
     Args:
         bins: K.
         low: Lower end of the box.
         high: Upper end.
-        slope_ratio: Largest slope of the spline, and inverse of the smallest.
+        slope_ratio: R, the largest ratio of two coefficients c_j.
         max_log_scale: Bound of the log-scale σ.
 
     Raises:
@@ -69,9 +69,9 @@ class Smooth(Transformer):
         theta = theta.to(x.dtype)
         y, log_scale = self._affine.encode(theta[-2:], x)
         coefficients, knots = self._spline(theta)
-        position = (y - self.low) / self._width
+        position = (y.clamp(self.low, self.high) - self.low) / self._width
         k = _bin(position, self.bins)
-        xi = (position - k).clamp(0, 1)
+        xi = held(position - k, 0, 1)
         value, slope = _in_bin(*(at(coefficients, k + j) for j in range(3)), xi)
         z = self.low + self._width * (at(knots, k) + value)
         inside = (y >= self.low) & (y <= self.high)
@@ -81,14 +81,13 @@ class Smooth(Transformer):
         """The inverse x and log dx/dz, both (F, B)."""
         theta = theta.to(z.dtype)
         coefficients, knots = self._spline(theta)
-        height = (z - self.low) / self._width
+        height = (z.clamp(self.low, self.high) - self.low) / self._width
         k = (knots[1:-1].detach() < height.detach()).sum(0)
         before, here, after = (at(coefficients, k + j) for j in range(3))
-        rise = (height - at(knots, k)).clamp_min(0)
         whole = (before + 4 * here + after) / 6
-        rise = torch.minimum(rise, whole)
-        guess = rational_root((before + here) / (2 * whole), (here + after) / (2 * whole), rise / whole)
-        xi = monotone_root(lambda u: _in_bin(before, here, after, u), rise, guess)
+        share = held((height - at(knots, k)) / whole, 0, 1)
+        guess = rational_root((before + here) / (2 * whole), (here + after) / (2 * whole), share)
+        xi = monotone_root(lambda u: _in_bin(before, here, after, u), share * whole, guess)
         y = self.low + self._width * (k + xi)
         slope = _in_bin(before, here, after, xi)[1]
         inside = (z >= self.low) & (z <= self.high)

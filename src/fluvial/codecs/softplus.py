@@ -15,7 +15,8 @@ class Softplus(Box):
     Args:
         event_shape: An int n, or the shape of one sample.
         low: The bound l, in the units of the data.
-        eps: How far inside a value on the bound is read, in units of max(1, |l|), as `Bounds` says; default 2⁻²⁵ in single precision.
+        eps: How far inside a value on the bound is read, in the units of the data, but no less than l is rounded by, as `Bounds` says;
+            default 2⁻²⁵ in single precision.
 
     Raises:
         ValueError: If the bound is not finite.
@@ -45,7 +46,8 @@ class Log(Box):
     Args:
         event_shape: An int n, or the shape of one sample.
         low: The bound l, in the units of the data.
-        eps: How far inside a value on the bound is read, in units of max(1, |l|), as `Bounds` says; default 2⁻²⁵ in single precision.
+        eps: How far inside a value on the bound is read, in the units of the data, but no less than l is rounded by, as `Bounds` says;
+            default 2⁻²⁵ in single precision.
 
     Raises:
         ValueError: If the bound is not finite.

@@ -49,6 +49,7 @@ class TrainableRotation(Isometry):
 
     weight: nn.Parameter | None
     origin: Tensor | None
+    anchor: Tensor
 
     def __init__(
         self,
@@ -79,7 +80,8 @@ class TrainableRotation(Isometry):
         self.seed = seed
         origin = random_rotation(features, seed=seed).to(torch.get_default_dtype()) if method == "exponential" and start == "random" else None
         self.register_buffer("origin", origin)
-        # One coordinate cannot be turned: there is nothing to learn.
+        # One coordinate cannot be turned: there is nothing to learn, and a buffer holds dtype and device.
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)
         self.weight = nn.Parameter(self._weight()) if features > 1 else None
 
     def _weight(self) -> Tensor:
@@ -94,7 +96,7 @@ class TrainableRotation(Isometry):
     def matrix(self) -> Tensor:
         """The matrix Q, shape (n, n)."""
         if self.weight is None:
-            return torch.ones(1, 1)
+            return self.anchor.new_ones(1, 1)
         return self._exponential(self.weight) if self.method == "exponential" else self._reflected(self.weight)
 
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:

@@ -65,5 +65,10 @@ def finish(boundary: Boundary, low: float, high: float, x: Tensor, z: Tensor, lo
     inside = (x >= low) & (x <= high)
     if boundary == "linear":
         return torch.where(inside, z, x), torch.where(inside, log_slope, 0.0)
-    # NaN stays NaN: it is neither inside nor outside.
-    return torch.where(torch.isnan(x), x, z), torch.where(inside, log_slope, -torch.inf)
+    # Rounding must not carry a point out of the box, where the next map would find no density. NaN stays NaN: it is neither inside nor outside.
+    return torch.where(torch.isnan(x), x, held(z, low, high)), torch.where(inside, log_slope, -torch.inf)
+
+
+def held(x: Tensor, low: float, high: float) -> Tensor:
+    """The point within [low, high] in value, with its own derivative: what lies outside does so by rounding only."""
+    return x + (x.clamp(low, high) - x).detach()

@@ -17,6 +17,7 @@ class DensityEnergy(Energy):
 
     Raises:
         TypeError: If it lacks one of these.
+        ValueError: If it is a free-form flow, whose densities integrate to 1 only as far as its decoder inverts its encoder.
 
     Example:
         >>> from fluvial.bases import Normal
@@ -29,6 +30,11 @@ class DensityEnergy(Energy):
         lacking = [name for name in ("log_prob", "sample", "manifold") if not hasattr(density, name)]
         if lacking:
             raise TypeError(f"DensityEnergy: expected a base or a flow, got {type(density).__name__}, which has no {', '.join(lacking)}")
+        if not getattr(density, "is_bijective", True):
+            raise ValueError(
+                "DensityEnergy: a free-form flow's density is not normalised exactly, so log Z = 0 would be a guess; give a flow that is "
+                "bijective, or FunctionEnergy(lambda x: -flow.log_prob(x), flow.manifold), which claims no normalisation"
+            )
         self.density = density
         self.manifold = density.manifold
         self.condition = getattr(density, "condition", None)
@@ -42,6 +48,12 @@ class DensityEnergy(Energy):
         return self.density.sample(n, c, generator=generator)
 
     def log_z(self, c: Condition = None) -> Tensor:
-        r"""0, shape (\*batch(c),)."""
+        r"""0, shape (\*batch(c),).
+
+        Raises:
+            ValueError: If the density needs a condition and there is none.
+        """
+        if c is None and self.condition is not None:
+            raise ValueError(f"DensityEnergy: this density is conditional; give c of event shape {self.condition}")
         like = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), torch.zeros(()))
         return like.new_zeros(batch_shape(c, self.condition))

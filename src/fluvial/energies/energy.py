@@ -58,6 +58,50 @@ class HasGradC(Protocol):
         ...
 
 
+def energies_at(energy: Energy, x: Tensor, c: Condition = None) -> Tensor:
+    r"""E(x, c), refused where it is not one number for each point: such values would broadcast into something else.
+
+    Args:
+        energy: The energy.
+        x: Points, shape (\*batch, \*event).
+        c: Condition, whose batch broadcasts with that of x, or None.
+
+    Returns:
+        The energies, shape of the joint batch of x and c.
+
+    Raises:
+        ValueError: If the energy returns another shape.
+
+    Example:
+        >>> from fluvial.energies import DoubleWell
+        >>> energies_at(DoubleWell(), torch.zeros(3, 2))
+        tensor([0., 0., 0.])
+    """
+    return checked_values(energy, energy(x, c), x, c)
+
+
+def checked_values(energy: Energy, value: Tensor, x: Tensor, c: Condition = None) -> Tensor:
+    """The value that an energy returned for x and c, if it is one number for each point.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    batch = x.shape[: x.ndim - len(energy.manifold.event_shape)]
+    expected = batch
+    if isinstance(value, Tensor):
+        if energy.condition is None and value.shape == batch:
+            return value
+        # A condition that is not declared may be used or ignored.
+        expected = batch if c is None else torch.broadcast_shapes(batch, batch_shape(c, energy.condition))
+        if value.shape == expected:
+            return value
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(
+        f"{type(energy).__name__}: expected one energy for each point, shape {tuple(expected)}, got {got}; sum over the axes of a point, "
+        "such as .sum(-1)"
+    )
+
+
 def grad_c(energy: Energy, x: Tensor, c: Condition) -> Condition:
     r"""∂E/∂c at fixed x, in closed form where the energy has one, else by automatic differentiation.
 
@@ -85,7 +129,7 @@ def grad_c(energy: Energy, x: Tensor, c: Condition) -> Condition:
     with torch.enable_grad():
         # Every row has its own copy of the condition, so that one derivative of the sum gives those of all rows.
         given = {name: _rows(leaf, batch, energy.condition, name) for name, leaf in leaves(c).items()}
-        total = energy(x, given if isinstance(c, dict) else given["c"]).sum()
+        total = energies_at(energy, x, given if isinstance(c, dict) else given["c"]).sum()
         if not total.requires_grad:
             found = tuple(torch.zeros_like(leaf) for leaf in given.values())
         else:

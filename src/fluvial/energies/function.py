@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fluvial.conditions import Condition, condition_shape
-from fluvial.energies.energy import Energy
+from fluvial.energies.energy import Energy, checked_values
 from fluvial.manifolds import Euclidean, Manifold
 
 
@@ -48,13 +48,7 @@ class FunctionEnergy(Energy):
     def forward(self, x: Tensor, c: Condition = None) -> Tensor:
         r"""The function's values, shape (\*batch,)."""
         value = self.function(x) if c is None or not self._takes_condition else self.function(x, c)
-        batch = x.shape[: x.ndim - len(self.manifold.event_shape)]
-        if not isinstance(value, Tensor) or value.ndim < len(batch) or (c is None and value.shape != batch):
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"FunctionEnergy: expected one energy for each point, shape {tuple(batch)}, got {got}; sum over the axes of a point, such as .sum(-1)"
-            )
-        return value
+        return checked_values(self, value, x, c if self._takes_condition else None)
 
 
 def _positional(function: Callable[..., Tensor]) -> int:

@@ -27,7 +27,8 @@ class GaussianMixture(Energy):
         offset: The log Z = log ∫ e^{−E} dx that this energy is to have.
 
     Raises:
-        ValueError: If shapes do not fit, a scale or weight is not positive, or a covariance is not positive definite.
+        ValueError: If shapes do not fit, a scale or weight is not positive, a covariance is not positive definite, or a number is not finite,
+            or not in single precision.
 
     Example:
         >>> energy = GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], scales=0.5)
@@ -50,20 +51,24 @@ class GaussianMixture(Energy):
         offset: float = 0.0,
     ) -> None:
         super().__init__()
-        centre = _numbers(means)
+        centre = _numbers("means", means)
         if centre.ndim != 2 or 0 in centre.shape:
             raise ValueError(f"GaussianMixture: means must have shape (components, dimensions), got {tuple(centre.shape)}")
         modes, n = centre.shape
         factor = _factors(modes, n, scales, covariances)
-        share = torch.ones(modes, dtype=torch.float64) if weights is None else _numbers(weights)
+        share = torch.ones(modes, dtype=torch.float64) if weights is None else _numbers("weights", weights)
         if share.shape != (modes,) or not bool((share > 0).all()):
             raise ValueError(f"GaussianMixture: weights must be {modes} positive numbers, got {_plain(weights)}")
+        if not math.isfinite(offset):
+            raise ValueError(f"GaussianMixture: offset must be a finite number, got {offset}")
         self.manifold = Euclidean(n)
         self.means, self.scales, self.covariances, self.weights = _plain(means), _plain(scales), _plain(covariances), _plain(weights)
         self.offset = float(offset)
         # Plain numbers are the arguments, so that recipes can say them; what is computed with follows device and dtype.
         inverse = torch.linalg.solve_triangular(factor, torch.eye(n, dtype=torch.float64).expand(modes, n, n), upper=False)
-        for name, value in (("_centre", centre), ("_factor", factor), ("_inverse", inverse), ("_log_weight", (share / share.sum()).log())):
+        log_weight = share.log().log_softmax(0)
+        _check_single(centre, factor, inverse)
+        for name, value in (("_centre", centre), ("_factor", factor), ("_inverse", inverse), ("_log_weight", log_weight)):
             self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Tensor, c: Condition = None) -> Tensor:
@@ -96,21 +101,34 @@ def _factors(modes: int, n: int, scales: Any, covariances: Any) -> Tensor:
     if (scales is None) == (covariances is None):
         raise ValueError("GaussianMixture: give either scales or covariances")
     if covariances is not None:
-        matrix = _numbers(covariances)
+        matrix = _numbers("covariances", covariances)
         if matrix.shape != (modes, n, n) or not torch.allclose(matrix, matrix.mT):
             raise ValueError(f"GaussianMixture: covariances must be {modes} symmetric matrices {n} × {n}, got shape {tuple(matrix.shape)}")
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if bool(failed.any()):
             raise ValueError(f"GaussianMixture: covariance {int(failed.nonzero()[0])} is not positive definite")
         return factor
-    scale = _numbers(scales)
+    scale = _numbers("scales", scales)
     if scale.shape not in ((), (modes,), (modes, n)) or not bool((scale > 0).all()):
         raise ValueError(f"GaussianMixture: scales must be positive, one number or shape ({modes},) or ({modes}, {n}), got {_plain(scales)}")
     return torch.diag_embed((scale.unsqueeze(-1) if scale.ndim == 1 else scale).expand(modes, n))
 
 
-def _numbers(values: Any) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+def _numbers(what: str, values: Any) -> Tensor:
+    numbers = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    if not bool(numbers.isfinite().all()):
+        raise ValueError(f"GaussianMixture: {what} must be finite numbers, got {_plain(values)}")
+    return numbers
+
+
+def _check_single(centre: Tensor, factor: Tensor, inverse: Tensor) -> None:
+    """Refuse what overflows or vanishes in single precision."""
+    centre, factor, inverse = centre.float(), factor.float(), inverse.float()
+    if not bool(centre.isfinite().all()):
+        raise ValueError(f"GaussianMixture: means must be finite in single precision, up to {torch.finfo(torch.float32).max:.1e}; rescale x")
+    widths = torch.stack([matrix.diagonal(dim1=1, dim2=2) for matrix in (factor, inverse)])
+    if not (bool((widths > 0).all()) and bool(factor.isfinite().all()) and bool(inverse.isfinite().all())):
+        raise ValueError("GaussianMixture: standard deviations must be between 1e-38 and 1e38, so that single precision holds them; rescale x")
 
 
 def _plain(values: Any) -> Any:

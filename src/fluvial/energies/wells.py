@@ -13,8 +13,11 @@ from fluvial.energies.tempered import inverse_temperature
 from fluvial.manifolds import Euclidean
 from fluvial.manifolds.manifold import normals
 
-NODES = 4097
+HALF = 2049  # nodes of each of the two pieces of a table
+NODES = 2 * HALF
+BISECTIONS = 64
 DEPTH = 60.0  # the integrals end where the density is below e⁻⁶⁰ of its largest value
+LARGEST = 1e30  # of coefficients, for room in single precision
 BLOCK = 64  # temperatures treated at once
 
 
@@ -35,7 +38,8 @@ class MultiWell(Energy):
         mixing: Invertible matrix M (n, n), which turns and stretches the wells; default none.
 
     Raises:
-        ValueError: If there is no coordinate, quartic or temperature is not positive, or the matrix is not invertible.
+        ValueError: If there is no coordinate, quartic or temperature is not positive, a number is not finite, the matrix is not invertible, or
+            wells are so narrow that numbers in single precision step over them.
 
     References:
         Noé et al. (2019), Boltzmann generators, arXiv:1812.01729; Midgley et al. (2023), arXiv:2208.01893.
@@ -64,8 +68,10 @@ class MultiWell(Energy):
             raise ValueError(f"MultiWell: wells must be at least 1, got {wells}")
         self._well = _Well("MultiWell", linear, quadratic, quartic, temperature)
         matrix = None if mixing is None else torch.as_tensor(mixing, dtype=torch.float64).detach().cpu()
-        if matrix is not None and (matrix.shape != (wells, wells) or not bool(torch.linalg.cond(matrix) < 1e6)):
-            raise ValueError(f"MultiWell: mixing must be an invertible matrix {wells} × {wells}, got one of shape {tuple(matrix.shape)}")
+        if matrix is not None and not (matrix.shape == (wells, wells) and _is_invertible(matrix)):
+            raise ValueError(
+                f"MultiWell: mixing must be an invertible matrix {wells} × {wells} of finite numbers, got {matrix.tolist()} of shape {tuple(matrix.shape)}"
+            )
         self.wells = wells
         self.linear, self.quadratic, self.quartic, self.temperature = linear, quadratic, quartic, temperature
         self.mixing = None if matrix is None else tuple(map(tuple, matrix.tolist()))
@@ -115,7 +121,8 @@ class DoubleWell(Energy):
         temperature: T, or None where the condition holds it, shape (\*batch, 1).
 
     Raises:
-        ValueError: If quartic or temperature is not positive.
+        ValueError: If quartic or temperature is not positive, a number is not finite, or wells are so narrow that numbers in single precision
+            step over them.
 
     Example:
         >>> energy = DoubleWell()
@@ -159,11 +166,26 @@ class _Well:
     """One coordinate: u(d) = a d + b d² + c d⁴ at temperature T."""
 
     def __init__(self, name: str, linear: float, quadratic: float, quartic: float, temperature: float | None) -> None:
+        for what, value in {"linear": linear, "quadratic": quadratic, "quartic": quartic, "temperature": temperature}.items():
+            if value is not None and not abs(value) <= LARGEST:
+                raise ValueError(f"{name}: {what} must be a finite number, no larger than {LARGEST:g}, got {value}")
         if not quartic > 0:
             raise ValueError(f"{name}: quartic must be positive, or there is no density, got {quartic}")
         if temperature is not None and not temperature > 0:
             raise ValueError(f"{name}: temperature must be positive, or None where the condition holds it, got {temperature}")
+        for what, value in {"quartic": quartic, "temperature": temperature}.items():
+            if value is not None and value < 1 / LARGEST:
+                raise ValueError(f"{name}: {what} is too small for single precision, at least {1 / LARGEST:g} is needed, got {value}; rescale x")
         self.coefficients, self.temperature = (linear, quadratic, quartic), temperature
+        self.minima, self.barrier = _critical(linear, quadratic, quartic)
+        if temperature is not None:
+            left, low, high, right = (edge.item() for edge in self._edges(torch.tensor([1 / temperature], dtype=torch.float64)))
+            # A well that is not the deepest may be empty.
+            if max(low - left, right - high) < 100 * torch.finfo(torch.float32).eps * max(map(abs, self.minima)):
+                raise ValueError(
+                    f"{name}: the wells at {', '.join(f'{d:g}' for d in self.minima)} are narrower than single precision resolves; "
+                    "rescale x, or raise the temperature"
+                )
 
     def potential(self, d: Tensor) -> Tensor:
         a, b, c = self.coefficients
@@ -200,17 +222,62 @@ class _Well:
 
     def _table(self, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Nodes and distribution function at each of (m,) inverse temperatures, shapes (m, nodes), and log Z (m,), by the trapezoidal rule."""
-        a, b, c = self.coefficients
-        # |a d| ≤ |a| (1 + d²)/2, so that beyond this d the potential is DEPTH/β above u(0) ≥ its minimum.
-        steep, height = abs(b) + abs(a) / 2, DEPTH / beta + abs(a) / 2
-        reach = ((steep + (steep**2 + 4 * c * height).sqrt()) / (2 * c)).sqrt()
-        nodes = reach.unsqueeze(1) * torch.linspace(-1, 1, NODES, dtype=torch.float64, device=beta.device)
+        first_left, first_right, second_left, second_right = (edge.unsqueeze(1) for edge in self._edges(beta))
+        share = torch.linspace(0, 1, HALF, dtype=torch.float64, device=beta.device)
+        # Both pieces end where there is no density, or where its derivative is 0: there the trapezoidal rule has no error of second order.
+        nodes = torch.cat([torch.lerp(first_left, first_right, share), torch.lerp(second_left, second_right, share)], 1)
         log_p = -beta.unsqueeze(1) * self.potential(nodes)
         top = log_p.amax(1, keepdim=True)
         cells = torch.cumulative_trapezoid((log_p - top).exp(), nodes, dim=1)
         total = cells[:, -1:]
         cdf = torch.nn.functional.pad(cells / total, (1, 0))
         return nodes, cdf, (total.log() + top).squeeze(1)
+
+    @torch.no_grad()
+    def _edges(self, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Two pieces of the line, [0, 1] and [2, 3], outside which the density is below e^−DEPTH of its largest value; each of shape (m,)."""
+        a, b, c = self.coefficients
+        first, last = self.minima[0], self.minima[-1]
+        middle = first if self.barrier is None else self.barrier
+        deepest = self.potential(torch.tensor(self.minima, dtype=torch.float64, device=beta.device)).min()
+        # |a d| ≤ |a| (1 + d²)/2, so that beyond this d the potential is DEPTH/β above u(0) ≥ its minimum.
+        steep, height = abs(b) + abs(a) / 2, DEPTH / beta + abs(a) / 2
+        reach = ((steep + (steep**2 + 4 * c * height).sqrt()) / (2 * c)).sqrt()
+        inside = torch.tensor([[first], [first], [last], [last]], dtype=torch.float64, device=beta.device).expand(4, len(beta))
+        between = torch.full_like(reach, middle)
+        outside = torch.stack([-reach, between, between, reach])
+        # The potential is monotone between each pair. Where all of it is within DEPTH, as at a low barrier, the end is the outer point.
+        for _ in range(BISECTIONS):
+            centre = torch.lerp(inside, outside, 0.5)
+            within = beta * (self.potential(centre) - deepest) <= DEPTH
+            inside, outside = torch.where(within, centre, inside), torch.where(within, outside, centre)
+        left, low, high, right = outside.unbind(0)
+        return left, low, high, right
+
+
+def _critical(a: float, b: float, c: float) -> tuple[tuple[float, ...], float | None]:
+    """Minima of a d + b d² + c d⁴, in order, and the maximum between them where there are two."""
+    # The roots of d³ + p d + q, by Viète and Cardano.
+    p, q = b / (2 * c), a / (4 * c)
+    radius = 2 * math.sqrt(abs(p) / 3)
+    turn = abs(q) / radius * 4 / (radius**2) if radius > 0 else math.inf
+    if p < 0 and turn < 1:
+        angle = math.acos(turn) / 3
+        outer, other, top = (math.copysign(radius, -q) * math.cos(angle - 2 * math.pi * k / 3) for k in (0, 1, 2))
+        roots = sorted((outer, other, top))
+        return (roots[0], roots[2]), roots[1]
+    if math.isinf(turn):
+        root = abs(q) ** (1 / 3)
+    else:
+        root = radius * (math.cosh(math.acosh(turn) / 3) if p < 0 else math.sinh(math.asinh(turn) / 3))
+    return (math.copysign(root, -q),), None
+
+
+def _is_invertible(matrix: Tensor) -> bool:
+    """Whether a matrix and its inverse are finite and good to single precision."""
+    if not bool(matrix.float().isfinite().all() and torch.linalg.cond(matrix) < 1e6):
+        return False
+    return bool(torch.linalg.inv(matrix).float().isfinite().all())
 
 
 def _invert(nodes: Tensor, cdf: Tensor, row: Tensor, u: Tensor) -> Tensor:

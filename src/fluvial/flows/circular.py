@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from fluvial.bases import Uniform
-from fluvial.codecs import Angles, Bijection, Chain, Coupling, RationalQuadratic
+from fluvial.codecs import Angles, Bijection, Chain, Coupling, RationalQuadratic, Wrap
 from fluvial.flow import Flow
 from fluvial.flows.coupling import halves
 from fluvial.nn import ConditionScaling
@@ -23,7 +23,7 @@ def circular(
 ) -> Flow:
     r"""Build an exact flow of angles in radians: circular splines in coupling layers, from the uniform distribution on [−π, π)ᵏ.
 
-    The density is periodic and continuous across ±π; angles are taken modulo 2π.
+    The density is periodic and continuous across ±π: angles are taken modulo 2π, and it integrates to 1 over one turn of each.
 
     Args:
         features: Number k of angles.
@@ -50,7 +50,7 @@ def circular(
         True
     """
     parts = circular_parts(features, context, blocks, bins, hidden, activation, seed)
-    return _flow(parts, features, context, standardize=standardize)
+    return _flow([Wrap(features), *parts], features, context, standardize=standardize)
 
 
 def on_torus(

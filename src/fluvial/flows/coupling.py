@@ -7,7 +7,7 @@ import torch
 
 from fluvial.bases import Base, Normal
 from fluvial.codecs import LU as PLU
-from fluvial.codecs import Affine, Bijection, Chain, Coupling, Cubic, RationalQuadratic, Rotation, Smooth, Standardize, Transformer
+from fluvial.codecs import Affine, Bijection, Bounds, Chain, Coupling, Cubic, RationalQuadratic, Rotation, Smooth, Standardize, Transformer
 from fluvial.flow import Flow
 from fluvial.nn import ConditionScaling
 
@@ -76,8 +76,8 @@ def coupling(
     masks = halves(features, blocks, seed) if mixing == "alternate" else [tuple(range(features // 2, features))] * blocks
     parts: list[Bijection] = []
     if bounds is not None:
-        from fluvial.codecs import Bounds
-
+        if {len(side) for side in bounds} != {features} or len(bounds) != 2:
+            raise ValueError(f"coupling: bounds must be (low, high), each with {features} entries (None for no bound), got {bounds}")
         parts.append(Bounds(*bounds))
     if standardize:
         parts.append(Standardize(features))

@@ -26,7 +26,8 @@ def on_sphere(
     .. math:: x = (\sqrt{1-h^2}\cos\varphi, \sqrt{1-h^2}\sin\varphi, h), \qquad dA = d\varphi\, dh
 
     By Archimedes' theorem the cylinder's coordinates preserve area, so that the log-determinant is that of the splines: a circular one in φ
-    given h, and one on [−1, 1] in h given φ. Random rotations between the blocks leave no pole where the flow is worse than elsewhere.
+    given h, and one on [−1, 1] in h given φ. Random rotations between the blocks give each its own axis. The density is bounded and continuous but
+    for the two poles of every block's axis, points where it depends on the direction from which they are approached.
 
     Args:
         context: Length of the condition, 0 for none.

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError("fluvial.interop.pyro needs the package pyro-ppl: pip install 'fluvial[pyro]'") from error
 
-from fluvial.conditions import Condition
+from fluvial.conditions import Condition, leaves
 from fluvial.distribution import FlowDistribution
 from fluvial.ensemble import Ensemble
 from fluvial.flow import Flow
@@ -21,11 +21,11 @@ from fluvial.flow import Flow
 class PyroFlow(FlowDistribution, TorchDistributionMixin):
     """A flow at a fixed condition as a distribution of Pyro; see `distribution`."""
 
-    _drawn: tuple[Tensor, Tensor, list[int]] | None = None
+    _drawn: tuple[Tensor, Tensor, list[tuple[int, int]]] | None = None
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log-density, shape (\*sample, \*batch); of a sample just drawn from a bijection, that of its own latent, without a second pass."""
-        if self._drawn is not None and self._drawn[0] is value and self._drawn[2] == self._versions():
+        if self._drawn is not None and self._drawn[0] is value and self._drawn[2] == self._versions(value):
             log_p = self._drawn[1]
             if log_p.requires_grad or not (_wants_graph(self.flow) or value.requires_grad):
                 return log_p
@@ -40,7 +40,8 @@ class PyroFlow(FlowDistribution, TorchDistributionMixin):
         shape = tuple(sample_shape) if self.c is not None else (*sample_shape, *self.batch_shape)
         with _recorded(self.flow):
             x, log_p = self.flow.sample_and_log_prob(shape, self.c)
-        self._drawn = x, log_p, self._versions()
+        # Tensors of inference mode do not count their changes.
+        self._drawn = None if x.is_inference() else (x, log_p, self._versions(x))
         return x
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "PyroFlow":
@@ -50,9 +51,10 @@ class PyroFlow(FlowDistribution, TorchDistributionMixin):
             new._drawn = None
         return new
 
-    def _versions(self) -> list[int]:
-        """Counts the changes of every parameter."""
-        return [p._version for p in self.flow.parameters()]
+    def _versions(self, value: Tensor) -> list[tuple[int, int]]:
+        """Tells apart every state of what a density depends on: the value, the condition, parameters and buffers."""
+        tensors = (value, *leaves(self.c).values(), *self.flow.parameters(), *self.flow.buffers())
+        return [(id(t), -1 if t.is_inference() else t._version) for t in tensors]
 
 
 def distribution(flow: Flow | Ensemble, c: Condition = None, *, validate_args: bool | None = None) -> PyroFlow:

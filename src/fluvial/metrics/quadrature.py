@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fluvial.codecs import Chain, Wrap
 from fluvial.conditions import Condition
 from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
 from fluvial.metrics.estimate import Estimate
@@ -136,7 +137,7 @@ def normalisation(
     elif isinstance(manifold, Torus) and manifold.dim in (1, 2):
         rule, first, where = (lambda n: torus_grid(n, manifold.dim)), (64 if manifold.dim == 1 else 32), f"T{'¹²'[manifold.dim - 1]}"
     elif isinstance(manifold, Euclidean) and manifold.dim in (1, 2):
-        low, high = _box(flow, c, x, seed) if box is None else box
+        low, high = (_period(flow) or _box(flow, c, x, seed)) if box is None else box
         rule, first = (lambda n: box_grid(low, high, n)), 32
         where = "box " + " × ".join(f"[{a:.4g}, {b:.4g}]" for a, b in zip(low.flatten().tolist(), high.flatten().tolist()))
     else:
@@ -173,6 +174,15 @@ def _refine(
         if agreements == 2 or len(points) * growth > max_points or not math.isfinite(total):
             return Estimate(total, difference, note=f"{len(points)} points on {where}; the error is the change from the grid half as fine")
         n, previous = 2 * n, total
+
+
+def _period(flow: nn.Module) -> Grid | None:
+    """The box of one period where the flow takes its coordinates modulo one."""
+    first = flow.codec.parts[0] if isinstance(flow.codec, Chain) else flow.codec
+    if not isinstance(first, Wrap):
+        return None
+    n = first.features
+    return torch.full((n,), first.low, dtype=torch.float64), torch.full((n,), first.high, dtype=torch.float64)
 
 
 def _box(flow: nn.Module, c: Condition, x: Tensor | None, seed: int) -> Grid:

@@ -1,6 +1,7 @@
 """Fully connected networks."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,10 @@ class MLP(nn.Module):
 
     def columns(self, h: Tensor) -> Tensor:
         """The same network with one column for each row: [x, c] of shape (features + context, B) -> (out, B), contiguous."""
+        # Where no graph is recorded nobody needs the pre-activations: fresh memory costs more than the arithmetic on it.
+        phi = self._phi if torch.is_grad_enabled() else _IN_PLACE.get(self.activation, self._phi)
         for layer in self.layers[:-1]:
-            h = self._phi(torch.addmm(layer.bias.unsqueeze(1), layer.weight, h))
+            h = phi(torch.addmm(layer.bias.unsqueeze(1), layer.weight, h))
         last = self.layers[-1]
         return torch.addmm(last.bias.unsqueeze(1), last.weight, h)
 
@@ -79,6 +82,7 @@ class MLP(nn.Module):
 
 
 activation_of = activation
+_IN_PLACE = {"silu": partial(F.silu, inplace=True), "relu": torch.relu_, "tanh": torch.tanh_, "sin": torch.sin_}
 
 
 def check_sizes(who: str, *, features: int, out: int, context: int, hidden: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fluvial.conditions import Condition, as_features
+from fluvial.conditions import Condition, as_features, as_rows
 
 
 class ConditionScaling(nn.Module):
@@ -54,7 +54,7 @@ class ConditionScaling(nn.Module):
         return (self._features(c) - self.loc) / self.scale
 
     def _features(self, c: Condition) -> Tensor:
-        features = as_features(c)
+        features = as_features(as_rows(c))
         if features is None or features.shape[-1] != self.features:
             got = "none" if features is None else tuple(features.shape)
             raise ValueError(f"ConditionScaling: expected a condition of shape (*batch, {self.features}), got {got}")

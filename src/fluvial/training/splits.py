@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fluvial.codecs import FreeForm, fit_codec_
+from fluvial.bases.limits import nearest
+from fluvial.codecs import Chain, FreeForm, fit_codec_
+from fluvial.codecs.box import Box
 from fluvial.data import Dataset, as_dataset
 from fluvial.data.dataset import check_resolved
 from fluvial.data.problems import check_finite, check_on_manifold, check_rank, check_weight
@@ -45,6 +47,7 @@ def split_data(flow: nn.Module, data: Any, validation: Any, seed: int, dtype: to
         check_resolved(whole.x.cpu().numpy(), "fit: data")
         whole = whole.to(dtype)
     whole.check()
+    _check_bounds(flow, whole.x, whole, "data")
     if isinstance(flow, Flow) and isinstance(flow.manifold, Euclidean) and not flow.is_bottleneck:
         check_rank(whole.x, whole.spec)
     if isinstance(validation, bool | int | float):
@@ -54,7 +57,32 @@ def split_data(flow: nn.Module, data: Any, validation: Any, seed: int, dtype: to
     check_weight(held_out.weight)
     check_finite(held_out.x, held_out.c, held_out.spec)
     check_on_manifold(held_out.x, held_out.spec)
+    _check_bounds(flow, held_out.x, held_out, "validation")
     return whole, held_out
+
+
+def _check_bounds(flow: nn.Module, x: Tensor, data: Dataset, what: str) -> None:
+    """Refuse rows to which the codec that touches the data gives no density: every step with one of them would be left out."""
+    part = getattr(flow, "codec", None)
+    while isinstance(part, Chain):
+        part = part.parts[0]
+    if not isinstance(part, Box):
+        return
+    low, high = (bound.expand(x.shape[1:]) for bound in nearest(part.limits.to(x.device), x.dtype))
+    outside = (x < low) | (x > high)
+    if not bool(outside.any()):
+        return
+    columns = outside.flatten(1).sum(0)
+    worst = int(columns.argmax())
+    name = data.spec.names[worst] if data.spec.names is not None else str(worst)
+    values, below, above = x.flatten(1)[:, worst], low.flatten()[worst].item(), high.flatten()[worst].item()
+    largest = torch.finfo(x.dtype).max
+    sides = [f"low={below:g}"] * (below > -largest) + [f"high={above:g}"] * (above < largest)
+    raise ValueError(
+        f"fit: {int(columns[worst])} of {len(x)} rows of the {what} are outside the bounds {', '.join(sides)} of {type(part).__name__} in column "
+        f"{name!r} (values from {values.min().item():g} to {values.max().item():g}), where the flow has no density; widen the bounds, "
+        "or leave these rows out"
+    )
 
 
 def _cut(whole: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -114,8 +142,11 @@ def fit_codec(flow: nn.Module, train: Rows, seed: int) -> None:
         if isinstance(context, ConditionScaling) and train.c is not None and not bool(context.is_fitted):
             context.fit_(train.c, train.weight)
         c = train.c if context is None or train.c is None else context(train.c)
+        noisy = train.spec.perturb(train.x, generator(seed, "codec", train.x.device))
+        if noisy is not train.x:
+            _check_bounds(flow, noisy, train, "data with the noise that training adds to them")
         with torch.no_grad():
-            fit_codec_(codec, train.spec.perturb(train.x, generator(seed, "codec", train.x.device)), c, train.weight)
+            fit_codec_(codec, noisy, c, train.weight)
 
 
 def make_validation(held_out: Rows | None, batches: Batches, settings: Settings, device: torch.device) -> Validation:
