@@ -1,248 +1,30 @@
 """What exact spline couplings cost beside their bare networks, and beside other packages.
 
 Rational-quadratic couplings of the same sizes in every package: 8 layers, networks 3×128, a condition of 4 numbers, box [−5, 5], float32, batch 4096.
-Limit: the eight networks alone, on inputs of the same length (training: forward, backward with input gradients, Adam). All run alternately in one
-process on one thread, A B C … C B A; process CPU time; figures are medians over the rounds of the ratio to the limit in the same round, with the ratio
-of the two fastest rounds beside it. Every model starts from weights of the same distribution, at which its spline parameters are of order one; before
-anything is timed, each must return from a round trip and give finite densities.
+Limit: the eight networks alone, on inputs of the same length (training: forward, backward with input gradients, Adam). All run alternately in
+one process on one thread, A B C … C B A; process CPU time; figures are medians over the rounds of the ratio to the limit in the same round, with
+the ratio of the two fastest rounds beside it. Every model starts from weights of the same distribution, at which its spline parameters are of
+order one; before anything is timed, each must return from a round trip and give finite densities.
 
     python benchmarks/coupling.py [--rounds 9] [--compile] [--memory] [--activation relu] [--output benchmarks/results/coupling.json]
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import fluvial as fl
+from coupling_models import ACTIVATIONS, NOTES, PEERS, Contestant, Limit, Size, absent, check, contestants, spread_, version
 
 SIZES = ((8, 8), (32, 16))  # coordinates d, bins K
 OPERATIONS = ("training", "log_prob", "sampling")
-BLOCKS, WIDTHS, CONTEXT, BATCH, BOUND = 8, (128, 128, 128), 4, 4096, 5.0
-ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
-OURS = ("fluvial", "fluvial compiled")
-# zuko's masked networks compute parameters of all coordinates in every layer and use half of them.
-NOTES = {"zuko NSF": "passes=2: masked networks, parameters of all coordinates computed in every layer"}
-
-
-class Size(NamedTuple):
-    """One comparison: d coordinates, K bins, L layers, batch, activation."""
-
-    features: int
-    bins: int
-    blocks: int = BLOCKS
-    widths: tuple[int, ...] = WIDTHS
-    context: int = CONTEXT
-    batch: int = BATCH
-    activation: str = "silu"
-
-    def __str__(self) -> str:
-        return f"d={self.features}, {self.bins} bins"
-
-
-class Contestant(NamedTuple):
-    """A model and what is asked of it."""
-
-    module: nn.Module
-    log_prob: Callable[[Tensor, Tensor], Tensor]
-    sample: Callable[[Tensor], Tensor]  # one draw for each condition
-    round_trip: Callable[[Tensor, Tensor], Tensor]
-
-
-# ---------------------------------------------------------------------------------------------------------------------- the models
-
-
-class ConditionalMLP(nn.Module):
-    """The network that packages get which take any network: plain layers on [x, c]."""
-
-    def __init__(self, features: int, out: int, size: Size) -> None:
-        super().__init__()
-        widths = (features + size.context, *size.widths, out)
-        layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:]):
-            layers += [nn.Linear(a, b), ACTIVATIONS[size.activation]()]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.layers(x if context is None else torch.cat([x, context], -1))
-
-
-class Limit(nn.Module):
-    """The networks alone."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        half = size.features // 2
-        self.networks = nn.ModuleList(ConditionalMLP(half, half * (3 * size.bins - 1), size) for _ in range(size.blocks))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [network(x) for network in self.networks]
-
-
-def fluvial(size: Size) -> Contestant:
-    flow = fl.flows.coupling(
-        size.features, size.context, blocks=size.blocks, bins=size.bins, hidden=size.widths, bound=BOUND, activation=size.activation
-    )
-    return Contestant(flow, flow.log_prob, lambda c: flow.sample((), c), lambda x, c: flow.decode(flow.encode(x, c), c))
-
-
-def compiled(size: Size) -> Contestant:
-    model = fluvial(size)
-    return model._replace(log_prob=torch.compile(model.log_prob, dynamic=False), sample=torch.compile(model.sample, dynamic=False))
-
-
-def zuko_coupling(size: Size) -> Contestant:
-    import zuko
-
-    univariate = partial(zuko.transforms.MonotonicRQSTransform, bound=BOUND)
-    shapes = [(size.bins,), (size.bins,), (size.bins - 1,)]
-    return _zuko(zuko.flows.NICE(size.features, size.context, transforms=size.blocks, univariate=univariate, shapes=shapes, **_zuko_network(size)))
-
-
-def zuko_nsf(size: Size) -> Contestant:
-    import zuko
-
-    return _zuko(zuko.flows.NSF(size.features, size.context, bins=size.bins, transforms=size.blocks, passes=2, **_zuko_network(size)))
-
-
-def _zuko_network(size: Size) -> dict:
-    return {"hidden_features": size.widths, "activation": ACTIVATIONS[size.activation]}
-
-
-def _zuko(flow: nn.Module) -> Contestant:
-    def round_trip(x: Tensor, c: Tensor) -> Tensor:
-        transform = flow(c).transform
-        return transform.inv(transform(x))
-
-    return Contestant(flow, lambda x, c: flow(c).log_prob(x), lambda c: flow(c).sample(), round_trip)
-
-
-def nflows(size: Size) -> Contestant:
-    from nflows.distributions import StandardNormal
-    from nflows.flows import Flow
-    from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform
-
-    layers = [
-        PiecewiseRationalQuadraticCouplingTransform(mask, lambda a, b: ConditionalMLP(a, b, size), size.bins, tails="linear", tail_bound=BOUND)
-        for mask in _masks(size)
-    ]
-    flow = Flow(CompositeTransform(layers), StandardNormal([size.features]))
-
-    def round_trip(x: Tensor, c: Tensor) -> Tensor:
-        return flow._transform.inverse(flow._transform(x, c)[0], c)[0]
-
-    return Contestant(flow, flow.log_prob, lambda c: flow.sample(1, c).squeeze(1), round_trip)
-
-
-def normflows(size: Size) -> Contestant:
-    """With the plain network and without the second spline of its ready-made layer, which are faster than what that layer brings along."""
-    from normflows import ConditionalNormalizingFlow
-    from normflows.distributions import DiagGaussian
-    from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling
-
-    class Layer(nn.Module):
-        """Data -> latent is this package's inverse."""
-
-        def __init__(self, mask: Tensor) -> None:
-            super().__init__()
-            self.coupling = PiecewiseRationalQuadraticCoupling(
-                mask, lambda a, b: ConditionalMLP(a, b, size), size.bins, tails="linear", tail_bound=BOUND
-            )
-
-        def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            return self.coupling.inverse(z, context)
-
-        def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            return self.coupling(x, context)
-
-    flow = ConditionalNormalizingFlow(DiagGaussian(size.features, trainable=False), [Layer(mask) for mask in _masks(size)])
-    return Contestant(flow, flow.log_prob, lambda c: flow.sample(len(c), c)[0], lambda x, c: flow(flow.inverse(x, c), c))
-
-
-def _masks(size: Size) -> list[Tensor]:
-    return [(torch.arange(size.features) + k) % 2 for k in range(size.blocks)]
-
-
-PEERS: dict[str, tuple[str, Callable[[Size], Contestant]]] = {
-    "zuko coupling": ("zuko", zuko_coupling),
-    "zuko NSF": ("zuko", zuko_nsf),
-    "nflows": ("nflows", nflows),
-    "normflows": ("normflows", normflows),
-}
-
-
-def absent() -> dict[str, str]:
-    """Packages that are not compared, and why."""
-    reasons = {package: "not installed" for package, _ in PEERS.values() if importlib.util.find_spec(package) is None}
-    reasons["FrEIA"] = f"release {_version('FrEIA') or 'not installed; 0.2, the last,'} has no spline couplings (they are in its repository only)"
-    return reasons
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-@torch.no_grad()
-def spread_(module: nn.Module, size: Size) -> None:
-    """Weights drawn alike for all, at which spline parameters are of order one; a tenth of it comes from the inputs, so that inverses are well posed."""
-    for layer in module.modules():
-        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-        if isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter) and weight.ndim == 2:
-            nn.init.kaiming_normal_(weight)
-            if len(weight) not in size.widths:
-                weight.mul_(0.1)
-                bias.add_(torch.randn_like(bias))
-
-
-def contestants(size: Size, names: Sequence[str]) -> dict[str, Contestant]:
-    makers = {"fluvial": fluvial, "fluvial compiled": compiled} | {name: make for name, (_, make) in PEERS.items()}
-    found = {}
-    for name in names:
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found[name] = makers[name](size)
-        spread_(found[name].module, size)
-    return found
-
-
-@torch.no_grad()
-def check(name: str, model: Contestant, x: Tensor, c: Tensor) -> float:
-    """Median over the rows of the largest error after a round trip, in single precision.
-
-    Raises:
-        RuntimeError: If the model is not what is to be measured, in double precision.
-    """
-    model.module.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log_prob, draws = model.log_prob(x, c), model.sample(c)
-        error = (model.round_trip(x, c) - x).abs().amax(1).median().item()
-        model.module.double()
-        worst = (model.round_trip(x.double(), c.double()) - x).abs().max().item()
-        model.module.float()
-    if log_prob.shape != x.shape[:1] or draws.shape != x.shape or not (torch.isfinite(log_prob).all() and torch.isfinite(draws).all()):
-        raise RuntimeError(f"{name}: densities or samples are not finite, or of shapes {tuple(log_prob.shape)} and {tuple(draws.shape)}")
-    if not worst < 1e-3:
-        raise RuntimeError(f"{name}: comes back from a round trip in double precision with an error of {worst:.1g}")
-    return error
-
-
-# ---------------------------------------------------------------------------------------------------------------------- the times
 
 
 def trainer(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -324,11 +106,10 @@ def compile_seconds(model: Contestant, x: Tensor, c: Tensor) -> dict[str, float]
     """Seconds, of this process and the compilers it starts, until each operation has run once, from an empty cache."""
     from torch._inductor.utils import fresh_cache
 
+    torch._dynamo.reset()
     found = {}
     for name, run in tasks(model, x, c).items():
-        torch._dynamo.reset()
-        with fresh_cache(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with fresh_cache():
             start = sum(os.times()[:4])
             run()
             found[name] = sum(os.times()[:4]) - start
@@ -362,9 +143,6 @@ def memory(models: dict[str, Contestant], size: Size, x: Tensor, c: Tensor) -> d
     return {**found, "limit MB": base / 1e6}
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the tables
-
-
 def measure(size: Size, names: Sequence[str], *, rounds: int, with_memory: bool = False) -> dict:
     """All figures of one size."""
     x, c = 1.3 * torch.randn(size.batch, size.features), torch.randn(size.batch, size.context)
@@ -376,9 +154,7 @@ def measure(size: Size, names: Sequence[str], *, rounds: int, with_memory: bool 
     runners = {name: tasks(model, x, c) for name, model in models.items()}
     runners = {"limit": limit_tasks(size), **runners}
     for operation in OPERATIONS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            times = interleaved({name: runner[operation] for name, runner in runners.items()}, rounds, 1 if operation == "training" else 2)
+        times = interleaved({name: runner[operation] for name, runner in runners.items()}, rounds, 1 if operation == "training" else 2)
         result[operation] = ratios(times)
         result[operation]["limit ms"] = 1e3 * statistics.median(times["limit"])
         if "fluvial" in models and "fluvial compiled" in models:
@@ -424,7 +200,10 @@ def table(results: dict[str, dict]) -> str:
     """The figures as Markdown."""
     lines = []
     for size, figures in results.items():
-        lines += [f"**{size}** (limit {figures['training']['limit ms']:.0f} ms a training step, {figures['log_prob']['limit ms']:.0f} ms forward)", ""]
+        lines += [
+            f"**{size}** (limit {figures['training']['limit ms']:.0f} ms a training step, {figures['log_prob']['limit ms']:.0f} ms forward)",
+            "",
+        ]
         columns = [*OPERATIONS, *(["kept for backward"] if "memory" in figures else []), "round trip, float32"]
         lines += [f"| model | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
         for name in (name for name, value in figures["training"].items() if isinstance(value, dict)):
@@ -473,9 +252,10 @@ def main() -> None:
     results = {}
     for d, bins in SIZES:
         size = Size(d, bins, activation=arguments.activation)
-        results[str(size)] = measure(size, names, rounds=arguments.rounds, with_memory=arguments.memory)
+        with warnings.catch_warnings(action="ignore"):  # of other packages
+            results[str(size)] = measure(size, names, rounds=arguments.rounds, with_memory=arguments.memory)
         print(table({str(size): results[str(size)]}), flush=True)
-    versions = {package: _version(package) for package in ("torch", *dict.fromkeys(package for package, _ in PEERS.values()))}
+    versions = {package: version(package) for package in ("torch", *dict.fromkeys(package for package, _ in PEERS.values()))}
     record = {
         "processor": processor(),
         "load": {"before": load, "after": os.getloadavg()},

@@ -172,6 +172,13 @@ def test_a_value_on_a_bound_is_read_a_little_inside():
     x = torch.tensor([[1000.0], [1000.0 + 2**-14]])
     z = Bounds((1000.0,), (1001.0,)).encode(x).flatten()
     assert z[1] - math.log(4) < z[0] < z[1]
+    # Never on the other side, however far the interval is from 0.
+    for eps in (None, 0.01, 0.49):
+        z = Bounds((1000.0, -1001.0), (1001.0, -1000.0), eps=eps).encode(torch.tensor([[1000.0, -1001.0], [1001.0, -1000.0]]))
+        assert (z[0] < 0).all()
+        assert (z[1] > 0).all()
+    torch.testing.assert_close(Bounds((1000.0,), (1001.0,), eps=0.01).encode(x[:1]).item(), math.log(0.01), rtol=1e-3, atol=0)
+    torch.testing.assert_close(Log(1, low=1000.0, eps=0.01).encode(x[:1]).item(), math.log(0.01), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("one_sided", ["softplus", "log"])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -199,6 +200,31 @@ def test_a_trained_flow_is_an_energy():
     assert energy.sample(3).shape == (3, 2)
     with pytest.raises(TypeError, match="no log_prob, sample, manifold"):
         DensityEnergy(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="free-form flow's density is not normalised"):
+        DensityEnergy(fl.flows.free_form(2, width=8))
+    conditional = DensityEnergy(fl.flows.coupling(2, 1, blocks=1, hidden=[4]))
+    assert conditional.log_z(torch.zeros(3, 1)).shape == (3,)
+    with pytest.raises(ValueError, match=r"conditional; give c of event shape \(1,\)"):
+        conditional.log_z()
+
+
+@pytest.mark.parametrize("arguments", [{"temperature": 1e-7}, {"linear": 1e5}, {"quadratic": -4000.0}, {"linear": 1e-6, "temperature": 1e-6}])
+def test_stiff_wells_against_their_expansion_to_second_order(arguments):
+    a, b, T = arguments.get("linear", 0.0), arguments.get("quadratic", -4.0), arguments.get("temperature", 1.0)
+    roots = np.roots([4.0, 0.0, 2 * b, a])
+    minima = torch.tensor([d.real for d in roots if abs(d.imag) < 1e-9 and 2 * b + 12 * d.real**2 > 0])
+    variances, floors = T / (2 * b + 12 * minima**2), a * minima + b * minima**2 + minima**4
+    well = MultiWell(1, **arguments)
+    laplace = torch.logsumexp(-floors / T + 0.5 * torch.log(2 * math.pi * variances), 0)
+    assert well.log_z().item() == pytest.approx(laplace.item(), abs=1e-4)
+    d = well.sample(20_000, generator=torch.Generator().manual_seed(0))
+    near = (d - minima).abs().argmin(1, keepdim=True)
+    z = (d - minima[near]) / variances[near].sqrt()
+    assert z.mean().abs() < 5 / math.sqrt(20_000)
+    assert z.var().item() == pytest.approx(1.0, abs=5 * math.sqrt(2 / 20_000))
+    shares = torch.nn.functional.one_hot(near.squeeze(1), len(minima)).double().mean(0)
+    expected = torch.softmax(-floors / T + 0.5 * torch.log(variances), 0)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=5 * 0.5 / math.sqrt(20_000))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +241,22 @@ def test_a_trained_flow_is_an_energy():
         (lambda: MultiWell(2, quartic=-1.0), "quartic must be positive"),
         (lambda: DoubleWell(temperature=0.0), "temperature must be positive"),
         (lambda: MultiWell(2, mixing=[[1.0, 1.0], [1.0, 1.0]]), "invertible"),
+        (lambda: GaussianMixture([[math.nan, 0.0]], 1.0), "means must be finite"),
+        (lambda: GaussianMixture([[1e300, 0.0]], 1.0), "means must be finite in single precision"),
+        (lambda: GaussianMixture([[0.0]], math.inf), "scales must be finite"),
+        (lambda: GaussianMixture([[0.0]], 1e-300), "single precision"),
+        (lambda: GaussianMixture([[0.0]], 1e300), "single precision"),
+        (lambda: GaussianMixture([[0.0]], covariances=[[[math.nan]]]), "covariances must be finite"),
+        (lambda: GaussianMixture([[0.0]], 1.0, weights=[math.inf]), "weights must be finite"),
+        (lambda: GaussianMixture([[0.0]], 1.0, offset=math.nan), "offset must be a finite number"),
+        (lambda: MultiWell(1, linear=math.inf), "linear must be a finite number"),
+        (lambda: DoubleWell(quadratic=math.nan), "quadratic must be a finite number"),
+        (lambda: DoubleWell(quartic=math.inf), "quartic must be a finite number"),
+        (lambda: DoubleWell(quartic=1e-300), "quartic is too small"),
+        (lambda: MultiWell(1, temperature=math.inf), "temperature must be a finite number"),
+        (lambda: MultiWell(1, temperature=1e-20), "narrower than single precision resolves"),
+        (lambda: MultiWell(1, mixing=[[math.nan]]), "mixing must be an invertible matrix 1 × 1 of finite numbers"),
+        (lambda: MultiWell(1, mixing=[[1e-300]]), "mixing must be an invertible"),
         (lambda: Tempered(DoubleWell(), chart="beta"), "'temperature', 'inverse' or 'log'"),
         (lambda: Tempered(DoubleWell(temperature=None)), "needs none"),
     ],

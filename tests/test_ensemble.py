@@ -8,9 +8,10 @@ import torch
 import fluvial as fl
 from fluvial.bases import Normal
 from fluvial.codecs import Bounds, Chain, FreeForm, Standardize
+from fluvial.energies import DoubleWell
 from fluvial.flow import Flow
 from fluvial.manifolds import Euclidean, Sphere
-from fluvial.objectives import Batch, EachMember, FreeFormLikelihood, MaximumLikelihood, Progress, natural_objective
+from fluvial.objectives import Batch, EachMember, FreeFormLikelihood, MaximumLikelihood, Progress, ReverseKL, natural_objective
 from fluvial.testing import check_objective
 
 
@@ -296,6 +297,15 @@ def test_each_member_needs_an_ensemble_of_its_size():
         EachMember([MaximumLikelihood()] * 3).prepare(two(), None)
     with pytest.raises(ValueError, match="one objective for each member"):
         EachMember([])
+
+
+def test_members_learn_an_energy_without_data():
+    torch.manual_seed(0)
+    ensemble = fl.Ensemble([fl.flows.coupling(2, blocks=2, bins=4, hidden=[8], standardize=False) for _ in range(2)])
+    objective = EachMember([ReverseKL(DoubleWell(), validation_samples=64) for _ in range(2)])
+    history = fl.fit(ensemble, None, objective, max_steps=4, validate_every=2, batch_size=32, progress=False)
+    assert {"0/ess", "1/ess"} <= set(history.rows[-1])
+    assert "nll" not in history.rows[-1]
 
 
 def test_the_mixture_may_be_trained_as_one_density():

@@ -243,6 +243,15 @@ def test_a_joint_is_trained_on_named_parts():
     assert math.isfinite(history.best["nll"])
 
 
+def test_the_factors_of_a_joint_scale_their_conditions():
+    joint = fl.Joint({"a": fl.flows.coupling(1, blocks=1, hidden=[4]), "b": fl.flows.coupling(1, 1, blocks=1, hidden=[4])}, parents={"b": ["a"]})
+    rows = {"a": 300 + 50 * torch.randn(200, 1), "b": torch.randn(200, 1)}
+    fl.fit(joint, rows, max_steps=2, progress=False, device="cpu")
+    context = joint.factors["b"].context
+    assert context.is_fitted
+    torch.testing.assert_close(context.loc, rows["a"].mean(0), rtol=0.1, atol=0)
+
+
 def test_bad_parts_of_a_joint_are_named():
     x = joint_data()
     row = int((x["n"] == 1).nonzero()[3])

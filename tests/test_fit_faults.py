@@ -365,3 +365,46 @@ def test_two_runs_cannot_share_a_folder(tmp_path, capsys):
             process.kill()
     # The system has taken the lock back from the killed process.
     quick(small_flow(), Autoencode(), directory=tmp_path, max_steps=20)
+
+
+# ------------------------------------------------------------------------------------------------------------------- out of bounds
+
+
+def test_rows_outside_the_bounds_are_named_before_anything_is_trained():
+    def flow(low, high):
+        return fl.Flow(fl.Chain([fl.codecs.Bounds(low, high), fl.codecs.ActNorm(2)]), fl.bases.Normal(2))
+
+    def fit(low, high, data, **options):
+        fl.fit(flow(low, high), data, max_steps=1, progress=False, device="cpu", **options)
+
+    x = torch.rand(400, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 1.2])
+    n = int((x[:, 1] > 1).sum())
+    with pytest.raises(ValueError, match=rf"{n} of 400 rows of the data are outside the bounds low=0, high=1 of Bounds in column 'width'"):
+        fit((0, 0), (1, 1), fl.Dataset(x, names=("height", "width")))
+    with pytest.raises(ValueError, match=rf"{400 - n} of 400 rows of the data are outside the bounds low=1 of Bounds in column 1"):
+        fit((0, 1), (1, None), x)
+    inside = x[x[:, 1] < 1]
+    with pytest.raises(ValueError, match="rows of the validation are outside"):
+        fit((0, 0), (1, 1), inside, validation=x)
+    with pytest.raises(ValueError, match="noise that training adds"):
+        fit((0, 0), (1, 1), fl.Dataset(inside, noise=0.1))
+    fit((0, 0), (1, None), x)
+
+
+@pytest.mark.parametrize("words", [["moons-splines", "--flow.hidden", "[1000000000000000]"], ["moons-splines", "--flow.hidden", f"[{10**21}]"]])
+def test_sizes_beyond_memory_are_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert len(lines[0]) < 300
+    assert lines[0].startswith("fluvial: error: ")
+
+
+def test_an_error_that_is_ours_is_not_hidden(monkeypatch):
+    def broken(words):
+        raise RuntimeError("input tensors refer to a single memory location")
+
+    monkeypatch.setattr("fluvial.cli._run", broken)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        main(["recipes"])

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from fluvial.bases import Normal, StudentT
+from fluvial.bases import Normal, StudentT, Uniform
 from fluvial.codecs import Standardize
 from fluvial.energies import DensityEnergy, DoubleWell, FunctionEnergy, GaussianMixture, MultiWell, Tempered
 from fluvial.flow import Flow
-from fluvial.flows import coupling
+from fluvial.flows import coupling, free_form, on_sphere
 from fluvial.metrics import importance
 from fluvial.metrics.importance import pareto_shape
 
@@ -147,3 +147,37 @@ def test_the_generator_is_the_only_randomness():
     assert first.ess == again.ess
     assert first.forward_kl == again.forward_kl
     assert flow.training
+
+
+def test_flows_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"energy lives on Euclidean\(3\), the flow on Sphere\(2\)"):
+        importance(on_sphere(blocks=1, hidden=[4]), MultiWell(3), 100)
+    with pytest.raises(TypeError, match="density is exact, and this Flow is none"):
+        importance(free_form(2, width=8, blocks=1), DoubleWell(), 100)
+    with pytest.raises(TypeError, match="energy must be a fluvial Energy"):
+        importance(gaussian(), lambda x: x, 100)
+    with pytest.raises(ValueError, match="one energy for each point"):
+        importance(gaussian(), FunctionEnergy(lambda x: x.square().sum(-1, keepdim=True), 2), 100)
+
+
+def test_what_cannot_be_trusted_is_said():
+    nowhere = FunctionEnergy(lambda x: x.sum(-1) + math.inf, 2)
+    found = importance(gaussian(), nowhere, 100)
+    assert (found.ess.value, found.log_z.value, found.reverse_kl.value) == (0.0, -math.inf, math.inf)
+    assert "none of 100 draws has a weight" in found.warning
+    nan = FunctionEnergy(lambda x: torch.where(x[..., 0] > 0, x.square().sum(-1) / 2, math.nan), 2)
+    assert "draws are not numbers and count as 0" in importance(gaussian(), nan, 1000).warning
+    few = FunctionEnergy(lambda x: torch.where(x[..., 0] > 3.0, x.square().sum(-1) / 2, math.inf), 2)
+    assert "too few to tell" in importance(gaussian(), few, 1000).warning
+    # A box far from the target: no draw has weight, and exact samples no density.
+    box = Flow(Standardize(2), Uniform([1e3] * 2, [1e3 + 1] * 2)).double()
+    edge = importance(box, DensityEnergy(Uniform([0.0] * 2, [1.0] * 2)).double(), 100)
+    assert edge.coverage.value == 0.0
+    assert "modes are missing" in edge.warning or "none of 100 draws" in edge.warning
+
+
+def test_an_energy_of_another_precision_is_copied():
+    single = GaussianMixture([[0.0, 0.0]], 1.0, offset=2.0)
+    found = importance(gaussian(), single, 100)
+    assert found.log_z.value == pytest.approx(2.0, abs=1e-6)
+    assert {buffer.dtype for buffer in single.buffers()} == {torch.float32}

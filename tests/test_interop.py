@@ -283,6 +283,14 @@ def test_support_of_flat_space_bounds_and_manifolds():
     one_sided = plain(Bounds((0.0, None), (None, 2.0))).distribution().support
     torch.testing.assert_close(biject_to(one_sided)(torch.zeros(2)), torch.tensor([1.0, 1.0]))
     assert isinstance(plain().distribution().support, type(constraints.real_vector))
+    on_the_bounds = torch.tensor([0.0, 2.0])
+    d = FlowDistribution(plain(Bounds((0.0, None), (None, 2.0))), validate_args=True)
+    assert d.log_prob(on_the_bounds).isfinite()
+    with pytest.raises(ValueError, match="within the support"):
+        d.log_prob(torch.tensor([0.0, 2.1]))
+    period = fl.flows.circular(2, blocks=1, hidden=[4]).distribution()
+    assert period.support.check(torch.tensor([[3.0, 3.0], [3.0, 3.3]])).tolist() == [True, False]
+    assert period.support.check(period.sample((100,))).all()
     assert of_zuko.flow(2, family="NCSF").distribution().support.check(torch.tensor([[3.0, 3.0], [3.0, 3.3]])).tolist() == [True, False]
     sphere = Sphere(2)
     d = fl.flows.free_form(manifold=sphere, width=8).distribution()
@@ -389,6 +397,24 @@ def test_the_density_of_a_draw_is_that_of_its_own_latent_until_weights_change(fr
         for p in flow.parameters():
             p.add_(0.1)
     torch.testing.assert_close(d.log_prob(x), flow.log_prob(x), rtol=0, atol=1e-6)
+
+
+def test_the_density_of_a_draw_follows_whatever_it_depends_on(fresh_store):
+    flow, c = conditional(), torch.randn(3)
+    flow = Flow(Chain([Standardize(2), flow.codec]), flow.base, context=flow.context, condition=flow.condition).eval()
+    d = for_pyro.distribution(flow, c)
+    changes = (lambda x: x.add_(1.0), lambda x: c.mul_(2.0), lambda x: flow.codec.parts[0].scale.fill_(3.0))  # the value, the condition, a buffer
+    for change in changes:
+        with torch.no_grad():
+            x = d.rsample((5,))
+            before = d.log_prob(x).clone()
+            change(x)
+            after = d.log_prob(x)
+            assert (after - before).abs().max() > 1e-3
+            torch.testing.assert_close(after, flow.log_prob(x, c), rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        x = d.rsample((5,))
+        torch.testing.assert_close(d.log_prob(x.add_(1.0)), flow.log_prob(x, c))
 
 
 def test_plates_masks_and_to_event(fresh_store):

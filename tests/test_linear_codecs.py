@@ -692,3 +692,9 @@ def test_a_flow_of_linear_maps_learns_a_correlated_normal():
     exact = Flow(Whiten(3), Normal(3))
     fit_codec_(exact.codec, x)
     assert -exact.log_prob(test).mean().item() == pytest.approx(entropy.item(), abs=0.02 + 3 * (nll.std() / 20_000**0.5).item())
+
+
+def test_a_rotation_of_one_coordinate_follows_the_model():
+    rotation = TrainableRotation(1).double()
+    assert rotation.matrix().dtype == torch.float64
+    assert rotation.to("meta").matrix().device.type == "meta"

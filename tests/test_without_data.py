@@ -8,6 +8,7 @@ import torch
 import fluvial as fl
 from fluvial import recipes
 from fluvial.cli import main
+from fluvial.commands.weighed import of_energy
 from fluvial.recipes.recipe import Recipe
 from fluvial.runs import Run
 
@@ -96,6 +97,14 @@ def test_a_conditional_energy(at, capsys):
     assert main(["check", "hot", "--samples", "200"]) == 0
     said = failure(["fit", "hot.yaml", "--objective.condition", "null"], capsys)
     assert "say which with condition=" in said
+
+
+def test_fewer_test_rows_than_conditions():
+    flow = fl.flows.coupling(2, context=1, blocks=2, bins=4, hidden=[8])
+    found = of_energy(flow, fl.energies.DoubleWell(temperature=None), torch.tensor([[0.5], [1.0], [2.0]]), None)
+    assert found.figures["ess"].n == 3 * (50_000 // 3)
+    with pytest.raises(ValueError, match="neither test rows with one nor a source"):
+        of_energy(flow, fl.energies.DoubleWell(temperature=None), None, None)
 
 
 def test_an_energy_beside_data(at, capsys):

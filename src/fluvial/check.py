@@ -69,7 +69,7 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
         (True, 'good', 'not applicable')
     """
     if not isinstance(flow, Flow):
-        raise TypeError(f"check: expected a Flow, got {type(flow).__name__}; check the factors of a Joint one by one")
+        raise TypeError(f"check: expected a Flow, got {type(flow).__name__}; check the factors of a Joint, or the members of an Ensemble, one by one")
     dataset = as_dataset(data, manifold=None if isinstance(flow.manifold, Euclidean) else flow.manifold)
     if tuple(dataset.x.shape[1:]) != flow.manifold.event_shape:
         raise ValueError(f"check: expected data of shape (n, {', '.join(map(str, flow.manifold.event_shape))}), got {tuple(dataset.x.shape)}")
@@ -344,6 +344,8 @@ def _similarity_row(name: str, score: tuple[Estimate, str] | None, meaning: str,
 def _mass(facts: _Facts) -> list[Row]:
     name, meaning = "normalisation", "integral of exp(log_prob) over the space, by quadrature; 1 for a density"
     advice = "raise beta until encoder and decoder agree (beta='auto'): where they disagree, log_prob is not the density of the samples"
+    if facts.flow.is_bijective:
+        advice = "a bijection's density is exact: give the quadrature more points, or float64; if that does not help, a codec's ladj is wrong"
     n = len(facts.x)
     conditions = [None] if facts.c is None else [transform(facts.c, lambda leaf: leaf[row]) for row in (0, n // 2)]  # noqa: B023
     masses = [normalisation(facts.flow, c, x=facts.x if facts.c is None else None, seed=facts.seed) for c in conditions]

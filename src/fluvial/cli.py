@@ -143,9 +143,9 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 def _is_too_large(error: Exception) -> bool:
-    """Whether memory, or the integers that count it, did not suffice; torch says so by a RuntimeError among others."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError | OverflowError) or any(sign in said for sign in ("memory", "overflow", "storage size", "invalid shape"))
+    """Whether memory, or the integers that count it, did not suffice; torch says so by a RuntimeError."""
+    signs = ("allocate memory", "out of memory", "not enough memory", "storage size calculation overflowed", "overflow when unpacking")
+    return isinstance(error, MemoryError | OverflowError) or any(sign in str(error).lower() for sign in signs)
 
 
 def _line(error: BaseException | str) -> str:
@@ -153,7 +153,7 @@ def _line(error: BaseException | str) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
-        text = str(error)
+        text = str(error).partition("Exception raised from")[0].rstrip(" ;\n")  # what follows is a trace through torch
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -83,13 +83,13 @@ def find_bin(theta: Tensor, t: Tensor, bins: Bins, *, by_height: bool = False) -
     return Bin(*_applied()(theta, t.detach(), bins, by_height))
 
 
-def _applied() -> Callable[..., tuple[Tensor, ...]]:
+def _applied() -> Callable[..., Any]:
     """The custom function, out of the compiler's reach: between two pieces of a compiled program it would trace the sweep itself."""
     return _hidden() if "torch._dynamo" in sys.modules else _FindBin.apply
 
 
 @cache
-def _hidden() -> Callable[..., tuple[Tensor, ...]]:
+def _hidden() -> Callable[..., Any]:
     return torch.compiler.disable(_FindBin.apply)
 
 

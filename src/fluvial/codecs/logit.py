@@ -17,8 +17,8 @@ class Logit(Box):
         event_shape: An int n, or the shape of one sample.
         low: Lower bound l, in the units of the data.
         high: Upper bound h > l.
-        eps: How far inside a value on a bound is read, in units of h − l, but no less than the bounds are rounded by; default half of the smallest step of `torch.rand`, 2⁻²⁵ in single
-            precision, which is z = ∓17.3.
+        eps: How far inside a value on a bound is read, in units of h − l, but no less than the bounds are rounded by; default half of the
+            smallest step of `torch.rand`, 2⁻²⁵ in single precision, which is z = ∓17.3.
 
     Raises:
         ValueError: If the bounds are not finite, or enclose no interval that single precision resolves.

@@ -112,7 +112,8 @@ class RationalQuadratic(Transformer):
             # Slope 1 where the straight tails begin. Interpolation with weights 0 and 1 chooses, faster than a mask does.
             at_end = torch.stack([1 - bin.place, bin.place - (self.bins - 2)]).clamp(0, 1)
             slopes = torch.lerp(slopes, unit, at_end)
-        return bin, unit, *slopes.unbind(0)
+        a, b = slopes.unbind(0)
+        return bin, unit, a, b
 
     def _outside(self, x: Tensor, inner: Tensor, z: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
         if self.boundary != "linear":

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fluvial.conditions import Condition, transform
+from fluvial.conditions import Condition, leaves, transform
 from fluvial.energies import Energy
 from fluvial.metrics import Estimate, importance
+from fluvial.metrics.importance import at_precision
 from fluvial.metrics.likelihood import float_of
 from fluvial.objectives.energy_target import draw_conditions
 
@@ -37,7 +38,7 @@ def of_energy(flow: "Flow", energy: Energy, c: Condition, source: Any, *, seed: 
         source: Where the objective takes conditions from, for where there are no test rows.
         seed: Of all draws.
     """
-    energy = energy.to(float_of(flow))
+    energy = at_precision(energy, float_of(flow))
     if flow.condition is None and energy.condition is None:
         found = importance(flow, energy, DRAWS, seed=seed)
         figures = {name: value for name in (*AVERAGED, "log_z") if (value := getattr(found, name)) is not None}
@@ -46,9 +47,13 @@ def of_energy(flow: "Flow", energy: Energy, c: Condition, source: Any, *, seed: 
     like = float_of(flow)
     generator = torch.Generator(like.device).manual_seed(seed)
     rows = draw_conditions(source, CONDITIONS, like, generator) if source is not None else transform(c, lambda leaf: leaf[:CONDITIONS].to(like))
+    # There may be fewer test rows than that.
+    count = min((len(leaf) for leaf in leaves(rows).values()), default=0)
+    if count == 0:
+        raise ValueError("effective samples: this energy takes a condition, and there are neither test rows with one nor a source of conditions")
     several = [
-        importance(flow, energy, DRAWS // CONDITIONS, transform(rows, lambda leaf: leaf[k : k + 1]), seed=seed + k)  # noqa: B023
-        for k in range(CONDITIONS)
+        importance(flow, energy, DRAWS // count, transform(rows, lambda leaf: leaf[k : k + 1]), seed=seed + k)  # noqa: B023
+        for k in range(count)
     ]
     figures = {name: _mean([getattr(found, name) for found in several]) for name in AVERAGED if getattr(several[0], name) is not None}
     if several[0].true_log_z is not None:

@@ -116,8 +116,9 @@ def _factors(modes: int, n: int, scales: Any, covariances: Any) -> Tensor:
 
 def _numbers(what: str, values: Any) -> Tensor:
     numbers = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
-    if not bool(numbers.isfinite().all()):
-        raise ValueError(f"GaussianMixture: {what} must be finite numbers, got {_plain(values)}")
+    bad = numbers[~numbers.isfinite()]
+    if len(bad):
+        raise ValueError(f"GaussianMixture: {what} must be finite numbers, got {bad[0].item()} among them")
     return numbers
 
 

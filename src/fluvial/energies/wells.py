@@ -70,7 +70,7 @@ class MultiWell(Energy):
         matrix = None if mixing is None else torch.as_tensor(mixing, dtype=torch.float64).detach().cpu()
         if matrix is not None and not (matrix.shape == (wells, wells) and _is_invertible(matrix)):
             raise ValueError(
-                f"MultiWell: mixing must be an invertible matrix {wells} × {wells} of finite numbers, got {matrix.tolist()} of shape {tuple(matrix.shape)}"
+                f"MultiWell: mixing must be an invertible matrix {wells} × {wells} of finite numbers, got one of shape {tuple(matrix.shape)}"
             )
         self.wells = wells
         self.linear, self.quadratic, self.quartic, self.temperature = linear, quadratic, quartic, temperature

@@ -189,6 +189,8 @@ class ZukoBase(Base):
 
     unwritable = "it wraps a base of zuko, which has no written form; use a base of fluvial.bases"
 
+    has_rsample = True
+
     def __init__(self, base: nn.Module, *, context: int = 0) -> None:
         super().__init__()
         if not isinstance(base, zuko.lazy.LazyDistribution):

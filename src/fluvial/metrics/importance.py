@@ -1,5 +1,6 @@
 """How well a flow stands in for an energy, by importance weights."""
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from fluvial.conditions import Condition, batch_shape, transform
 from fluvial.energies import Energy, HasLogZ, HasSample
+from fluvial.energies.energy import energies_at
 from fluvial.metrics.estimate import Estimate
 from fluvial.metrics.likelihood import evaluating, float_of
 
@@ -49,7 +51,7 @@ def importance(
 
     Args:
         flow: A `Flow` whose density is exact.
-        energy: The target.
+        energy: The target, on the manifold of the flow; one of another precision is copied into that of the flow.
         n: Number of draws, of the flow and where possible of the energy.
         c: One condition, leaves of shape (\*condition event) or (1, \*condition event), or None.
         generator: Source of randomness, on the flow's device; default one seeded with `seed`.
@@ -59,7 +61,8 @@ def importance(
         The figures with their standard errors.
 
     Raises:
-        ValueError: If there are fewer than 20 draws or several conditions.
+        TypeError: If the density of the flow is not exact.
+        ValueError: If there are fewer than 20 draws or several conditions, or flow and energy live on different manifolds.
 
     References:
         Kish (1965) for the effective share; Nicoli et al. (2023), arXiv:2302.14082, for both directions and mode dropping; Vehtari et al. (2024),
@@ -76,7 +79,10 @@ def importance(
     """
     if n < 20:
         raise ValueError(f"importance: expected at least 20 draws, got {n}")
+    _check_fit(flow, energy)
+    energy = at_precision(energy, float_of(flow))
     c = _single(c, getattr(flow, "condition", None), energy)
+    c = transform(c, lambda leaf: leaf.to(float_of(flow)) if leaf.is_floating_point() else leaf)
     source = generator if generator is not None else torch.Generator(float_of(flow).device).manual_seed(seed)
     with evaluating(flow), evaluating(energy):
         log_w = torch.cat([_own(flow, energy, size, c, source) for size in _blocks(n)])
@@ -97,6 +103,14 @@ def importance(
         true_log_z=true,
         warning=_warning(log_w, shape, coverage),
     )
+
+
+def at_precision(energy: Energy, like: Tensor) -> Energy:
+    """The energy in the floating type and on the device of `like`: itself if it is there already, else a copy."""
+    own = [t for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point()]
+    if all(t.dtype == like.dtype and t.device == like.device for t in own):
+        return energy
+    return copy.deepcopy(energy).to(like)
 
 
 def pareto_shape(log_w: Tensor) -> float:
@@ -131,6 +145,19 @@ def pareto_shape(log_w: Tensor) -> float:
     return (count * shape + 10 * 0.5) / (count + 10)
 
 
+def _check_fit(flow: nn.Module, energy: Energy) -> None:
+    if not isinstance(energy, Energy):
+        raise TypeError(f"importance: energy must be a fluvial Energy, got {type(energy).__name__}; importance(flow, energy) is the order")
+    if not getattr(flow, "is_bijective", False) or not hasattr(flow, "manifold"):
+        raise TypeError(
+            f"importance: weights need a Flow whose density is exact, and this {type(flow).__name__} is none; build one as flows.coupling"
+        )
+    if flow.manifold != energy.manifold:
+        raise ValueError(
+            f"importance: the energy lives on {energy.manifold}, the flow on {flow.manifold}; densities on different spaces do not compare"
+        )
+
+
 def _single(c: Condition, declared: object, energy: Energy) -> Condition:
     """One condition, with a batch of no axes."""
     if c is None:
@@ -147,35 +174,44 @@ def _blocks(n: int) -> list[int]:
 
 def _own(flow: nn.Module, energy: Energy, n: int, c: Condition, source: torch.Generator) -> Tensor:
     x, log_q = flow.sample_and_log_prob(n, c, generator=source)
-    return (-energy(x, c) - log_q).double().cpu()
+    return (-energies_at(energy, x, c) - log_q).double().cpu()
 
 
 def _exact(flow: nn.Module, energy: Energy, n: int, c: Condition, source: torch.Generator) -> Tensor:
     like = float_of(flow)
     x = energy.sample(n, c, generator=source).to(like)  # pyright: ignore[reportCallIssue]
-    return (-energy(x, transform(c, lambda leaf: leaf.to(like))) - flow.log_prob(x, c)).double().cpu()
+    return (-energies_at(energy, x, c) - flow.log_prob(x, c)).double().cpu()
 
 
 def _moments(log_w: Tensor) -> tuple[Estimate, Estimate]:
     """Effective share and log Z, with errors to first order in the means of w and w²."""
-    n, bad = len(log_w), int(torch.isnan(log_w).sum())
-    w = (torch.nan_to_num(log_w, nan=-math.inf) - log_w[~torch.isnan(log_w)].amax()).exp() if bad < n else log_w
+    n, used = len(log_w), _usable(log_w)
+    bad = int((torch.isnan(log_w) | (log_w == math.inf)).sum())
+    note = f"{bad} of {n} weights are not numbers and count as 0" if bad else ""
+    if not bool((used > -math.inf).any()):
+        return Estimate(0.0, math.nan, n, bad, note), Estimate(-math.inf, math.nan, n, bad, note)
+    w = (used - used.amax()).exp()
     first, second = w.mean(), w.square().mean()
     share = first.square() / second
     # d ln(share) = 2 dw̄/w̄ − d(w²)‾/(w²)‾, and d ln Z = dw̄/w̄.
     error = share * (2 * (w / first - 1) - (w.square() / second - 1)).std() / math.sqrt(n)
-    log_z = torch.logsumexp(torch.nan_to_num(log_w, nan=-math.inf), 0) - math.log(n)
-    note = f"{bad} of {n} weights are not numbers and count as 0" if bad else ""
+    log_z = torch.logsumexp(used, 0) - math.log(n)
     return (
         Estimate(float(share), float(error), n, bad, note),
         Estimate(float(log_z), float((w / first - 1).std() / math.sqrt(n)), n, bad, note),
     )
 
 
+def _usable(log_w: Tensor) -> Tensor:
+    """Log-weights in which what is no number counts for nothing."""
+    return torch.where(torch.isnan(log_w) | (log_w == math.inf), -math.inf, log_w)
+
+
 def _mean_of(values: Tensor, shift: float) -> Estimate:
     """The mean plus a constant; infinite where a value is."""
     error = float(values.std() / math.sqrt(len(values))) if bool(torch.isfinite(values).all()) else math.nan
-    return Estimate(float(values.mean()) + shift, error, len(values))
+    mean = float(values.mean())
+    return Estimate(mean + shift if math.isfinite(mean) else mean, error, len(values))
 
 
 def _harmonic(log_w: Tensor) -> float:
@@ -199,15 +235,24 @@ def _coverage(log_z: Estimate, true: float | None, forward: Tensor | None) -> Es
     reference = true if true is not None else None if forward is None else _harmonic(forward)
     if reference is None:
         return None
-    share = math.exp(log_z.value - reference)
+    # Beyond e⁷⁰⁰ there is no number.
+    share = math.exp(min(log_z.value - reference, 700.0))
     return Estimate(share, share * log_z.standard_error, log_z.n)
 
 
 def _warning(log_w: Tensor, shape: float, coverage: Estimate | None) -> str:
-    parts = []
+    parts, n, used = [], len(log_w), _usable(log_w)
+    bad, positive = int((torch.isnan(log_w) | (log_w == math.inf)).sum()), int((used > -math.inf).sum())
+    if bad:
+        parts.append(f"the weights of {bad} of {n} draws are not numbers and count as 0")
+    if positive == 0:
+        parts.append(f"none of {n} draws has a weight: the flow has no points in the support of the energy")
+        return "; ".join(parts)
+    if math.isnan(shape):
+        parts.append(f"only {positive} of {n} draws have a weight, too few to tell whether the figures are to be trusted")
     # The shape knows no scale: a long tail of weights that are all nearly equal harms nobody.
-    largest = float((log_w.nan_to_num(nan=-math.inf).amax() - torch.logsumexp(log_w.nan_to_num(nan=-math.inf), 0)).exp())
-    if shape > TRUSTED_SHAPE and largest * math.sqrt(len(log_w)) > 1:
+    largest = float((used.amax() - torch.logsumexp(used, 0)).exp())
+    if shape > TRUSTED_SHAPE and largest * math.sqrt(n) > 1:
         parts.append(f"the weights have a heavy tail (k = {shape:.2f} > {TRUSTED_SHAPE}): effective share and log Z are not to be trusted")
     if coverage is not None and coverage.value + 3 * coverage.standard_error < COVERED:
         parts.append(f"the flow's draws account for {100 * coverage.value:.0f} % of the energy's mass: modes are missing")

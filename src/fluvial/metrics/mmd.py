@@ -18,10 +18,13 @@ def squared_mmd(
     weight: Tensor | None = None,
     paired: Tensor | None = None,
 ) -> Tensor:
-    r"""The unbiased estimate of the squared maximum mean discrepancy between two samples; it may be negative.
+    r"""The estimate of the squared maximum mean discrepancy between two samples without bias; it may be negative.
 
-    .. math:: \mathrm{MMD}^2 = \frac{\sum_{i \ne j} w_i w_j\, k(x_i, x_j)}{\sum_{i \ne j} w_i w_j} + \frac{1}{m(m - 1)} \sum_{i \ne j} k(y_i, y_j)
-              - \frac{2}{m \sum_i w_i} \sum_{ij} w_i\, k(x_i, y_j)
+    .. math:: \mathrm{MMD}^2 = \frac{\sum_{i \ne j} w_i w_j\, k(x_i, x_j)}{\sum_{i \ne j} w_i w_j}
+              + \frac{\sum_{i \ne j} v_i v_j\, k(y_i, y_j)}{\sum_{i \ne j} v_i v_j} - 2\, \frac{\sum_{ij} w_i v_j\, k(x_i, y_j)}{\sum_{ij} w_i v_j}
+
+    w are the weights of x. v = 1, but v = w for ``paired`` samples: y_i comes with the coordinates of row i, and counts as much as that row. Weights
+    that differ are divided by their own sum, so that the estimate is then unbiased only for many rows.
 
     k is the mean over the bandwidths h of exp(−d²/2h²) ("gaussian") or of 1/(1 + d²/2h²) ("multiquadric", whose slope reaches farther).
 
@@ -32,7 +35,7 @@ def squared_mmd(
         kernel: Its form.
         weight: Non-negative weights of the rows of x, shape (n,), or None.
         paired: Further coordinates that row i of x and row i of y have in common (conditions in units of their own kernel width), shape (n, k): the
-            kernel is multiplied by exp(−d²/2) of them, and pairs i = j are left out everywhere, so that it is unbiased for the joint distribution.
+            kernel is multiplied by exp(−d²/2) of them, and pairs i = j are left out in all three sums, so that joint distributions are compared.
 
     Returns:
         A scalar, differentiable in x and y.
@@ -65,7 +68,7 @@ def squared_mmd(
 
     w = x.new_ones(len(x)) if weight is None else weight.to(x)
     data = _off_diagonal(gram(x, x), w, w)
-    own = x.new_ones(len(y))
+    own = x.new_ones(len(y)) if paired is None else w
     samples = _off_diagonal(gram(y, y), own, own)
     cross = gram(x, y)
     between = _off_diagonal(cross, w, own) if tilt is not None else (w @ cross).sum() / (w.sum() * len(y))

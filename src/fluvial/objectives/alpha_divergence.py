@@ -44,6 +44,7 @@ class AlphaDivergence(Objective):
 
     Points come from the flow itself, s = q, which finds no mode where the flow has no points. With a ``proposal`` r, s = (1 − δ) q + δ r: what r
     reaches is not overlooked, and the weights stay bounded there. ``anneal`` begins with a hot target instead, in many dimensions the better way.
+    Points of infinite energy have weight 0, in the loss and in the monitor, which is what they count for in these divergences.
 
     Args:
         energy: The target, on the manifold of the flow.

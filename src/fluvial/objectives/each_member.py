@@ -75,15 +75,17 @@ class EachMember(Objective):
         return {"loss": total, **logged}  # pyright: ignore[reportReturnType]
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The NLL of the mixture, the mean spread of its members' log-densities, and for every member its own scalar figures."""
+        """For every member its own scalar figures; where there are data the NLL of the mixture and the mean spread of its log-densities."""
         figures: dict[str, Tensor] = {}
         monitors = []
         for k, (member, part) in enumerate(zip(self._members(flow), self._parts())):
             own = part.validate(member, batch, progress)
             monitors.append(own.pop("monitor"))
             figures |= {f"{k}/{name}": value if value.ndim == 0 else weighted_mean(value, batch.weight) for name, value in own.items()}
-        spread = weighted_mean(flow.spread(batch.x, batch.c), batch.weight)
-        return {"monitor": torch.stack(monitors).mean(), "nll": -flow.log_prob(batch.x, batch.c), "spread": spread, **figures}
+        found = {"monitor": torch.stack(monitors).mean()}
+        if batch.x.shape[1:] == flow.manifold.event_shape:
+            found |= {"nll": -flow.log_prob(batch.x, batch.c), "spread": weighted_mean(flow.spread(batch.x, batch.c), batch.weight)}
+        return {**found, **figures}
 
     def adapt(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Move the controllers of the objectives that have one."""

@@ -19,6 +19,10 @@ class MaximumLikelihood(Objective):
 
     Free-form flows are refused: trained on the exact log-determinant of one network their encoder and decoder drift apart, and a
     bottleneck collapses onto the direction of least variance.
+
+    Raises:
+        TypeError: In training, if the likelihood is not exact.
+        ValueError: In training, if there are no data.
     """
 
     def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
@@ -32,9 +36,21 @@ class MaximumLikelihood(Objective):
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The mean NLL, as loss."""
+        check_rows("MaximumLikelihood", batch)
         return {"loss": -training_mean(flow.log_prob(batch.x, batch.c), batch.weight)}
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The NLL of every row; its mean is the monitor."""
+        check_rows("MaximumLikelihood", batch)
         nll = -flow.log_prob(batch.x, batch.c)
         return {"monitor": weighted_mean(nll, batch.weight), "nll": nll}
+
+
+def check_rows(name: str, batch: Batch) -> None:
+    """Refuse the empty rows, of shape (B, 0), that training without data hands out.
+
+    Raises:
+        ValueError: If the batch has such rows.
+    """
+    if isinstance(batch.x, Tensor) and batch.x.shape[1:] == (0,):
+        raise ValueError(f"{name}: needs data, and got none; give them as fit(flow, data, …), or learn from an energy, as by ReverseKL(energy)")

@@ -14,7 +14,7 @@ from fluvial.objectives.energy_target import (
     check_target,
     exact_flow,
     figures_of,
-    group_mean,
+    outside_penalty,
     rows_of,
     temperature,
     validation_rows,
@@ -34,7 +34,7 @@ class LogVariance(Objective):
     It is zero if and only if the flow is the target wherever s has points, whatever log Z is. On the flow's own points, s = p_θ held fixed, its
     gradient is that of the reverse divergence in expectation, and exactly zero where the flow is the target; with a ``proposal`` r, s is the
     mixture (1 − δ) p_θ + δ r, and modes that r reaches are not overlooked. Points where one of the two is not finite are left out and counted under
-    ``dropped``.
+    ``dropped``; the monitor counts −log(1 − dropped) for the flow's own draws, so that a flow mostly outside the support does not look good.
 
     Args:
         energy: The target, on the manifold of the flow.
@@ -93,17 +93,20 @@ class LogVariance(Objective):
         rows = rows_of(flow, batch, self.condition, self.per_condition, progress.source)
         found = compare(flow, self.energy, rows, self.proposal, self.share, T, progress.source)
         difference = found.energy + found.log_q
-        loss = group_mean(_half_variance(difference), rows.weight)
+        each = _half_variance(difference)
+        # Conditions of which fewer than two points are left say nothing; 0/0 where that is so for all, a step that training leaves out.
+        told = ~torch.isnan(each.detach())
+        loss = torch.where(told, each if rows.weight is None else rows.weight * each, 0.0).sum() / told.sum()
         dropped = 1 - torch.isfinite(difference.detach()).to(loss.dtype).mean()
         return {"loss": loss, "dropped": dropped, "temperature": dropped.new_tensor(T)}
 
     def validate(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The loss on fixed noise at T = 1 as monitor, share of effective samples, log Z, and the reverse divergence where log Z is known."""
+        """The loss on fixed noise at T = 1, with what lies outside the support, as monitor; effective samples, log Z, and the reverse divergence."""
         flow = exact_flow("LogVariance", flow)
         rows = validation_rows(flow, batch, self.condition, self.validation_samples, progress.source)
         found = compare(flow, self.energy, rows, self.proposal, self.share, 1.0, progress.source)
         figures = figures_of(flow, self.energy, batch, self.condition, self.validation_samples, progress.source)
-        return {"monitor": _half_variance(found.energy + found.log_q).mean(), **figures}
+        return {"monitor": _half_variance(found.energy + found.log_q).mean() + outside_penalty(figures["dropped"]), **figures}
 
     def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
         """The flow's parameters; those of energy and proposal stay as they are."""
@@ -111,9 +114,10 @@ class LogVariance(Objective):
 
 
 def _half_variance(values: Tensor) -> Tensor:
-    """Half the unbiased variance over the first axis of the entries that are finite."""
+    """Half the unbiased variance over the first axis of the entries that are finite; NaN where there are fewer than two."""
     kept = torch.isfinite(values)
-    count = kept.sum(0)
+    few = kept.sum(0) < 2
+    count = kept.sum(0).clamp_min(2)
     finite = torch.where(kept, values, 0.0)
     deviation = torch.where(kept, finite - finite.sum(0) / count, 0.0)
-    return 0.5 * deviation.square().sum(0) / (count - 1)
+    return torch.where(few, torch.nan, 0.5 * deviation.square().sum(0) / (count - 1))

@@ -1,5 +1,6 @@
 """Learning from samples alone, by comparing them in a kernel."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from fluvial.conditions import Condition, as_features, as_rows
 from fluvial.flow import Flow
 from fluvial.metrics.mmd import Kernel, squared_mmd
+from fluvial.objectives.energy_target import check_samples
+from fluvial.objectives.likelihood import check_rows
 from fluvial.objectives.objective import Batch, Objective, Progress
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ class MaximumMeanDiscrepancy(Objective):
         condition_width: Width of the kernel of conditions, in their standard deviations.
 
     Raises:
-        ValueError: If a width is not positive, or kernel is neither of these.
+        ValueError: If a width is not positive, or kernel is neither of these; in training if there are no data, or the parameters of the base are
+            out of reach of its samples, as those of `VonMisesFisherMixture`.
 
     References:
         Gretton et al. (2012), A kernel two-sample test, JMLR 13; Li, Swersky, Zemel (2015), Generative moment matching networks, arXiv:1502.02761.
@@ -48,8 +52,10 @@ class MaximumMeanDiscrepancy(Objective):
 
     def __init__(self, bandwidths: Sequence[float] = (0.02, 0.1, 0.5), *, kernel: Kernel = "multiquadric", condition_width: float = 0.5) -> None:
         super().__init__()
-        if not bandwidths or min(*bandwidths, condition_width, bandwidths[0]) <= 0:
-            raise ValueError(f"MaximumMeanDiscrepancy: widths must be positive, got {tuple(bandwidths)} and {condition_width}")
+        if not isinstance(bandwidths, Sequence) or len(bandwidths) == 0:
+            raise ValueError(f"MaximumMeanDiscrepancy: bandwidths are a list of positive widths, such as (0.1, 0.5), got {bandwidths!r}")
+        if not all(isinstance(h, int | float) and 0 < h < math.inf for h in (*bandwidths, condition_width)):
+            raise ValueError(f"MaximumMeanDiscrepancy: widths must be positive numbers, got {tuple(bandwidths)} and {condition_width}")
         if kernel not in ("gaussian", "multiquadric"):
             raise ValueError(f"MaximumMeanDiscrepancy: kernel is 'gaussian' or 'multiquadric', got {kernel!r}")
         self.bandwidths = tuple(float(h) for h in bandwidths)
@@ -64,6 +70,9 @@ class MaximumMeanDiscrepancy(Objective):
         """Take the median distance of the training rows, and mean and spread of their conditions."""
         if not isinstance(flow, Flow):
             raise TypeError(f"MaximumMeanDiscrepancy: expected a Flow, got {type(flow).__name__}; train the factors of a Joint one by one")
+        if flow.is_bijective:
+            # Of a free-form flow it trains the decoder alone; the rest, the base with it, is left to the likelihood beside it.
+            check_samples("MaximumMeanDiscrepancy", flow, "use MaximumLikelihood, or a base of fixed parameters (learnable=False)")
         if dataset is None:
             return
         rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:MEDIAN_ROWS].to(dataset.x.device)
@@ -83,6 +92,7 @@ class MaximumMeanDiscrepancy(Objective):
         return found | ({"nll": -flow.log_prob(batch.x, batch.c)} if isinstance(flow, Flow) and flow.is_bijective else {})
 
     def _discrepancy(self, flow: nn.Module, batch: Batch, progress: Progress) -> Tensor:
+        check_rows("MaximumMeanDiscrepancy", batch)
         y = flow.sample(len(batch.x), generator=progress.source) if batch.c is None else flow.sample((), batch.c, generator=progress.source)
         paired = None if batch.c is None else (_numbers(batch.c) - self.condition_loc) / (self.condition_width * self.condition_scale)
         widths = self.unit * self.unit.new_tensor(self.bandwidths)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.energies import Energy
+from fluvial.energies.energy import energies_at
 from fluvial.flow import Flow
 from fluvial.objectives.energy_target import Rows
 
@@ -47,7 +48,7 @@ def compare(
         if proposal is not None:
             groups = x.shape[1 : x.ndim - len(flow.manifold.event_shape)]
             x = torch.cat([x, proposal.sample((wide, *groups), generator=generator).to(x)])
-        value = energy(x, rows.c) / T
+        value = energies_at(energy, x, rows.c) / T
     log_q = flow.log_prob(x, rows.c)
     log_s = log_q.detach()
     if proposal is not None:

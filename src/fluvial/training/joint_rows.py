@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.codecs import fit_codec_
 from fluvial.conditions import Condition, leaves, transform
 from fluvial.data.problems import check_weight
 from fluvial.flow import Flow
 from fluvial.joint import Joint
+from fluvial.training.fitted import fit_parts_
 
 
 class JointRows:
@@ -70,12 +70,12 @@ class JointRows:
         return joint._is_present(name, self.x, (len(self),)).to(self.x[name].device)
 
     def fit_codecs(self, joint: Joint) -> None:
-        """Let the codecs of every flow that want to see data see the rows where it is present."""
+        """Let every flow take what it needs from the rows where it is present."""
         for name, factor in joint.factors.items():
             if isinstance(factor, Flow):
                 there = self.present(joint, name)
                 c = transform(joint._condition(name, self.x, self.c, (len(self),)), lambda leaf: leaf[there])  # noqa: B023
-                fit_codec_(factor.codec, self.x[name][there], c, None if self.weight is None else self.weight[there])
+                fit_parts_(factor, self.x[name][there], c, None if self.weight is None else self.weight[there])
 
     def __len__(self) -> int:
         return len(next(iter(self.x.values())))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.bases.limits import nearest
-from fluvial.codecs import Chain, FreeForm, fit_codec_
+from fluvial.codecs import Chain, FreeForm
 from fluvial.codecs.box import Box
 from fluvial.data import Dataset, as_dataset
 from fluvial.data.dataset import check_resolved
@@ -14,8 +14,8 @@ from fluvial.data.problems import check_finite, check_on_manifold, check_rank, c
 from fluvial.flow import Flow
 from fluvial.joint import Joint
 from fluvial.manifolds import Euclidean
-from fluvial.nn import ConditionScaling
 from fluvial.training.batches import Batches, rows
+from fluvial.training.fitted import fit_parts_
 from fluvial.training.joint_rows import JointRows
 from fluvial.training.settings import Settings
 from fluvial.training.states import generator
@@ -74,14 +74,13 @@ def _check_bounds(flow: nn.Module, x: Tensor, data: Dataset, what: str) -> None:
         return
     columns = outside.flatten(1).sum(0)
     worst = int(columns.argmax())
-    name = data.spec.names[worst] if data.spec.names is not None else str(worst)
     values, below, above = x.flatten(1)[:, worst], low.flatten()[worst].item(), high.flatten()[worst].item()
     largest = torch.finfo(x.dtype).max
     sides = [f"low={below:g}"] * (below > -largest) + [f"high={above:g}"] * (above < largest)
     raise ValueError(
-        f"fit: {int(columns[worst])} of {len(x)} rows of the {what} are outside the bounds {', '.join(sides)} of {type(part).__name__} in column "
-        f"{name!r} (values from {values.min().item():g} to {values.max().item():g}), where the flow has no density; widen the bounds, "
-        "or leave these rows out"
+        f"fit: {int(columns[worst])} of {len(x)} rows of the {what} are outside the bounds {', '.join(sides)} of {type(part).__name__} "
+        f"in column {data.spec.column(worst)} (values from {values.min().item():g} to {values.max().item():g}), where the flow has no "
+        "density; widen the bounds, or leave these rows out"
     )
 
 
@@ -136,17 +135,11 @@ def fit_codec(flow: nn.Module, train: Rows, seed: int) -> None:
     if isinstance(train, JointRows):
         train.fit_codecs(flow)
         return
-    codec = getattr(flow, "codec", None)
-    if codec is not None:
-        context = getattr(flow, "context", None)
-        if isinstance(context, ConditionScaling) and train.c is not None and not bool(context.is_fitted):
-            context.fit_(train.c, train.weight)
-        c = train.c if context is None or train.c is None else context(train.c)
+    if isinstance(flow, Flow):
         noisy = train.spec.perturb(train.x, generator(seed, "codec", train.x.device))
         if noisy is not train.x:
             _check_bounds(flow, noisy, train, "data with the noise that training adds to them")
-        with torch.no_grad():
-            fit_codec_(codec, noisy, c, train.weight)
+        fit_parts_(flow, noisy, train.c, train.weight)
 
 
 def make_validation(held_out: Rows | None, batches: Batches, settings: Settings, device: torch.device) -> Validation:
