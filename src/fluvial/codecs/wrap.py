@@ -24,6 +24,7 @@ class Wrap(Bijection):
         ValueError: If the period is empty.
 
     Example:
+        >>> import torch
         >>> Wrap(1).encode(torch.tensor([[3.5]]))
         tensor([[-2.7832]])
     """
