@@ -311,6 +311,8 @@ def test_training_learns_a_conditional_scale():
         (lambda: fl.flows.coupling(0), ValueError, "must be positive"),
         (lambda: fl.flows.coupling(2, transform="spline"), ValueError, "transform must be one of 'rqs'"),
         (lambda: fl.flows.coupling(2, mixing="shuffle"), ValueError, "mixing must be"),
+        (lambda: fl.flows.coupling(2, bounds=(0, 1)), ValueError, "each with 2 entries"),
+        (lambda: fl.flows.coupling(2, hidden=32), TypeError, "hidden must be the widths"),
         (lambda: fl.flows.coupling(2, bounds=([0.0], [1.0])), ValueError, "each with 2 entries"),
         (lambda: Coupling(2, Affine()).encode(torch.zeros(5, 3)), ValueError, r"rows of shape \(batch, 2\)"),
         (lambda: fl.flows.on_sphere(blocks=0), ValueError, "must be positive"),

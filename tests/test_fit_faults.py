@@ -408,3 +408,14 @@ def test_an_error_that_is_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr("fluvial.cli._run", broken)
     with pytest.raises(RuntimeError, match="single memory location"):
         main(["recipes"])
+
+
+def test_a_condition_that_nothing_reads_is_refused():
+    x, c = torch.randn(100, 2), torch.randn(100, 1)
+    with pytest.raises(ValueError, match=r"built without one; build it with context="):
+        fl.fit(fl.flows.coupling(2, blocks=1, hidden=[4]), (x, c), max_steps=1, progress=False)
+
+
+def test_a_conditional_factor_without_parents_is_refused():
+    with pytest.raises(ValueError, match="factor 'p' takes a condition but has no parents"):
+        fl.Joint({"p": fl.flows.coupling(2, 1, blocks=1, hidden=[4])})

@@ -65,6 +65,12 @@ class Joint(nn.Module):
             later = [p for p in of if p in names and names.index(p) >= names.index(name)]
             if later:
                 raise ValueError(f"Joint: {name!r} has the parents {later}, which do not come earlier; the order is {names}")
+        for name, factor in self.factors.items():
+            if getattr(factor, "condition", None) is not None and not self.parents.get(name):
+                raise ValueError(
+                    f"Joint: factor {name!r} takes a condition but has no parents; name what it depends on, as parents={{{name!r}: [...]}}: "
+                    "earlier factors, or entries of the joint's own condition ('c' where that is one tensor)"
+                )
 
     @property
     def is_bijective(self) -> bool:

@@ -68,6 +68,8 @@ class Coupling(Bijection):
         self.active = _indices("active", range(features // 2, features) if active is None else active, features)
         self.periodic = _indices("periodic", periodic, features)
         self.context = context
+        if isinstance(hidden, int | str):
+            raise TypeError(f"Coupling: hidden must be the widths of the hidden layers, such as [64, 64], got {hidden!r}")
         self.hidden = tuple(hidden)
         self.activation = activation
         if not self.active or context < 0:

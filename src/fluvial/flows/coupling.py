@@ -50,7 +50,8 @@ def coupling(
         activation: As of `fluvial.nn.MLP`.
         mixing: Which coordinates look at which: "alternate" (a random half, then the other one), "rotation" (a fixed random rotation before each
             layer), "lu" (a trainable linear map before each layer).
-        bounds: Lower and upper bounds of the coordinates, None where there is none: no sample will lie outside.
+        bounds: (low, high), the lower bounds of all coordinates and then the upper ones, None where there is none: no sample will lie outside.
+            The density falls to 0 at a bound, so that rows exactly on it cost many nats.
         base: Latent distribution; default standard normal.
         standardize: Shift and scale data and condition to order one, fitted by `fluvial.fit` on the training rows.
         seed: Of the halves and rotations.
@@ -76,7 +77,7 @@ def coupling(
     masks = halves(features, blocks, seed) if mixing == "alternate" else [tuple(range(features // 2, features))] * blocks
     parts: list[Bijection] = []
     if bounds is not None:
-        if {len(side) for side in bounds} != {features} or len(bounds) != 2:
+        if len(bounds) != 2 or any(not isinstance(side, Sequence) or len(side) != features for side in bounds):
             raise ValueError(f"coupling: bounds must be (low, high), each with {features} entries (None for no bound), got {bounds}")
         parts.append(Bounds(*bounds))
     if standardize:

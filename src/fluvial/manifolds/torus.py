@@ -1,6 +1,7 @@
 """The flat torus."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,9 @@ class Torus(Manifold):
         return torch.where(angles >= math.pi, angles - 2 * math.pi, angles)
 
     @staticmethod
-    def from_degrees(degrees: Tensor) -> Tensor:
-        r"""Angles in degrees (\*batch, k) -> points (\*batch, k, 2)."""
-        return Torus.from_angles(torch.deg2rad(degrees))
+    def from_degrees(degrees: Any) -> Tensor:
+        r"""Angles in degrees (\*batch, k), a tensor, array or list -> points (\*batch, k, 2)."""
+        return Torus.from_angles(torch.deg2rad(torch.as_tensor(degrees)))
 
     @staticmethod
     def to_degrees(x: Tensor) -> Tensor:

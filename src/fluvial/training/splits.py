@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.bases.limits import nearest
-from fluvial.codecs import Chain, FreeForm
+from fluvial.codecs import Chain, Codec, Coupling, FreeForm
 from fluvial.codecs.box import Box
 from fluvial.data import Dataset, as_dataset
 from fluvial.data.dataset import check_resolved
@@ -100,8 +100,11 @@ def _share(share: float) -> float:
 
 def _sees_condition(flow: Flow) -> bool:
     """Whether a part of the flow can take a condition; unknown parts are taken to."""
-    nets = [net for module in flow.codec.modules() if isinstance(module, FreeForm) for net in (module.encoder, module.decoder)]
-    return flow.context is not None or not nets or any(getattr(net, "context", None) != 0 for net in nets)
+    parts = list(flow.codec.modules())
+    readers = [net for part in parts if isinstance(part, FreeForm) for net in (part.encoder, part.decoder)]
+    readers += [part for part in parts if isinstance(part, Coupling)]
+    unknown = any(isinstance(part, Codec) and not type(part).__module__.startswith("fluvial.codecs") for part in parts)
+    return flow.context is not None or unknown or not readers or any(getattr(reader, "context", None) != 0 for reader in readers)
 
 
 def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
