@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fluvial.codecs.transformer import middle
+
 
 class Bins(NamedTuple):
     """What the rows of the parameters θ (P, F, B) are: K logits of widths, K logits of mean slopes, numbers of the knots, and whatever else.
@@ -32,6 +34,14 @@ class Bins(NamedTuple):
     floors: tuple[float, float]
     circular: bool = False
     knots: int = 0
+
+
+def equal_bins(bins: Bins, size: int) -> Tensor:
+    """Parameters of bins of equal width and slope, each in the middle of its bounds, and zeros for what else there is, shape (size,)."""
+    theta = torch.zeros(size)
+    for k, floor in enumerate(bins.floors):
+        theta[k * bins.count : (k + 1) * bins.count] = middle(floor)
+    return theta
 
 
 class Bin(NamedTuple):

@@ -1,14 +1,12 @@
 """Monotone cubic splines."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from fluvial.codecs.bins import Bin, Bins, at, find_bin, neighbours
+from fluvial.codecs.bins import Bin, Bins, at, equal_bins, find_bin, neighbours
 from fluvial.codecs.monotone_root import monotone_root
 from fluvial.codecs.rational_quadratic import rational_root
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, held, wrap
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, check_ratios, finish, held, wrap
 
 
 class Cubic(Transformer):
@@ -59,8 +57,7 @@ class Cubic(Transformer):
     ) -> None:
         super().__init__()
         check_box("Cubic", low, high, boundary, bins, 2)
-        if not (slope_ratio > 1 and width_ratio > 1):
-            raise ValueError(f"Cubic: ratios must be above 1, got slope_ratio={slope_ratio}, width_ratio={width_ratio}")
+        check_ratios("Cubic", slope_ratio=slope_ratio, width_ratio=width_ratio)
         self.bins = bins
         self.low = low
         self.high = high
@@ -72,12 +69,8 @@ class Cubic(Transformer):
         self._layout = Bins(bins, (1 / width_ratio, 1 / slope_ratio), circular=boundary == "circular")
 
     def start(self) -> Tensor:
-        """Bins of equal width and slope 1, each as far from its lower as from its upper bound."""
-        theta = torch.zeros(self.n_parameters)
-        for k, floor in enumerate(self._layout.floors):
-            s = math.sqrt(floor * (1 + floor)) - floor
-            theta[k * self.bins : (k + 1) * self.bins] = math.log(s / (1 - s))
-        return theta
+        """Bins of equal width and slope 1, each in the middle of its bounds."""
+        return equal_bins(self._layout, self.n_parameters)
 
     def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z and log dz/dx, both (F, B)."""

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.codecs.bins import Bin, Bins, find_bin
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, finish, held, wrap
+from fluvial.codecs.bins import Bin, Bins, equal_bins, find_bin
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, check_ratios, finish, held, wrap
 
 
 class RationalQuadratic(Transformer):
@@ -56,8 +56,7 @@ class RationalQuadratic(Transformer):
     ) -> None:
         super().__init__()
         check_box("RationalQuadratic", low, high, boundary, bins, 2)
-        if not (slope_ratio > 1 and width_ratio > 1):
-            raise ValueError(f"RationalQuadratic: ratios must be above 1, got slope_ratio={slope_ratio}, width_ratio={width_ratio}")
+        check_ratios("RationalQuadratic", slope_ratio=slope_ratio, width_ratio=width_ratio)
         self.bins = bins
         self.low = low
         self.high = high
@@ -70,12 +69,8 @@ class RationalQuadratic(Transformer):
         self._layout = Bins(bins, (1 / width_ratio, 1 / slope_ratio), circular=boundary == "circular", knots=knots)
 
     def start(self) -> Tensor:
-        """Bins of equal width and slope 1, each as far from its lower as from its upper bound."""
-        theta = torch.zeros(self.n_parameters)
-        for k, floor in enumerate(self._layout.floors):
-            s = math.sqrt(floor * (1 + floor)) - floor
-            theta[k * self.bins : (k + 1) * self.bins] = math.log(s / (1 - s))
-        return theta
+        """Bins of equal width and slope 1, each in the middle of its bounds."""
+        return equal_bins(self._layout, self.n_parameters)
 
     def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z and log dz/dx, both (F, B)."""

@@ -1,7 +1,5 @@
 """Twice continuously differentiable splines."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,7 @@ from fluvial.codecs.affine import Affine
 from fluvial.codecs.bins import at
 from fluvial.codecs.monotone_root import monotone_root
 from fluvial.codecs.rational_quadratic import rational_root
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, held
+from fluvial.codecs.transformer import Boundary, Transformer, check_box, check_ratios, held, middle
 
 
 class Smooth(Transformer):
@@ -47,8 +45,7 @@ class Smooth(Transformer):
     def __init__(self, bins: int = 16, *, low: float = -5.0, high: float = 5.0, slope_ratio: float = 30.0, max_log_scale: float = 2.0) -> None:
         super().__init__()
         check_box("Smooth", low, high, "linear", bins, 4)
-        if not slope_ratio > 1:
-            raise ValueError(f"Smooth: slope_ratio must be above 1, got {slope_ratio}")
+        check_ratios("Smooth", slope_ratio=slope_ratio)
         self.bins = bins
         self.low = low
         self.high = high
@@ -60,9 +57,8 @@ class Smooth(Transformer):
         self._affine = Affine(max_log_scale=max_log_scale)
 
     def start(self) -> Tensor:
-        """Slope 1 everywhere, as far from its lower as from its upper bound; no shift, no scale."""
-        s = math.sqrt(self._floor * (1 + self._floor)) - self._floor
-        return torch.cat([torch.full((self.bins - 2,), math.log(s / (1 - s))), torch.zeros(2)])
+        """Slope 1 everywhere, in the middle of its bounds; no shift, no scale."""
+        return torch.cat([torch.full((self.bins - 2,), middle(self._floor)), torch.zeros(2)])
 
     def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z and log dz/dx, both (F, B)."""

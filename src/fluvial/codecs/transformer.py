@@ -1,5 +1,6 @@
 """Monotone maps of single coordinates, whose parameters a network gives."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -49,6 +50,18 @@ def check_box(who: str, low: float, high: float, boundary: Boundary, bins: int, 
         raise ValueError(f"{who}: expected finite low < high, got low={low}, high={high}")
     if bins < fewest:
         raise ValueError(f"{who}: expected at least {fewest} bins, got {bins}")
+
+
+def check_ratios(who: str, **ratios: float) -> None:
+    """Refuse bounds of slopes and widths that bound nothing, or leave no freedom."""
+    if not all(1 < ratio < math.inf for ratio in ratios.values()):
+        raise ValueError(f"{who}: ratios must be above 1 and finite, got {', '.join(f'{name}={ratio}' for name, ratio in ratios.items())}")
+
+
+def middle(floor: float) -> float:
+    """The logit whose sigmoid s makes s + floor lie in the middle of its bounds floor and 1 + floor, on a logarithmic scale."""
+    s = math.sqrt(floor * (1 + floor)) - floor
+    return math.log(s / (1 - s))
 
 
 def wrap(x: Tensor, low: float, high: float) -> Tensor:
