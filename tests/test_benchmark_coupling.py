@@ -85,3 +85,15 @@ def test_saved_bytes_counts_every_storage_once(benchmark):
     x = torch.randn(100, requires_grad=True)
     assert benchmark.saved_bytes(lambda: (x.view(10, 10) * x.view(10, 10)).sum()) == 400
     assert benchmark.saved_bytes(lambda: (x.exp() * 2.0).sum()) == 400
+
+
+def test_the_limit_trains_every_network_and_keeps_no_output(benchmark, models, tiny):
+    module = models.Limit(tiny)
+    x = torch.randn(tiny.batch, tiny.features // 2 + tiny.context, requires_grad=True)
+    gradient = torch.randn(tiny.batch, tiny.features // 2 * (3 * tiny.bins - 1))
+    sum(benchmark._Pull.apply(network(x), gradient) for network in module.networks).backward()
+    found = [x.grad, *(p.grad for p in module.parameters())]
+    x.grad = None
+    module.zero_grad()
+    torch.autograd.backward([network(x) for network in module.networks], [gradient] * tiny.blocks)
+    torch.testing.assert_close(found, [x.grad, *(p.grad for p in module.parameters())])
