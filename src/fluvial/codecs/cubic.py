@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from fluvial.codecs.bins import Bin, Bins, at, equal_bins, find_bin, neighbours
+from fluvial.codecs.binned_spline import BinnedSpline
+from fluvial.codecs.bins import Bin, at, find_bin, neighbours
 from fluvial.codecs.monotone_root import monotone_root
 from fluvial.codecs.rational_quadratic import rational_root
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, check_ratios, finish, held, wrap
+from fluvial.codecs.transformer import Boundary, finish, held, wrap
 
 
-class Cubic(Transformer):
+class Cubic(BinnedSpline):
     r"""A monotone cubic spline: K bins, in each a cubic, once continuously differentiable.
 
     With ξ the position in the bin (0 … 1), h its height, s = h/w its mean slope and a, b the slopes at its ends divided by s:
@@ -55,22 +56,18 @@ class Cubic(Transformer):
         slope_ratio: float = 30.0,
         width_ratio: float = 1000.0,
     ) -> None:
-        super().__init__()
-        check_box("Cubic", low, high, boundary, bins, 2)
-        check_ratios("Cubic", slope_ratio=slope_ratio, width_ratio=width_ratio)
-        self.bins = bins
-        self.low = low
-        self.high = high
-        self.boundary: Boundary = boundary
-        self.slope_ratio = slope_ratio
-        self.width_ratio = width_ratio
         # Slopes at both ends; on a circle, where all knots are inner ones, the shift.
-        self.n_parameters = 2 * bins + (1 if boundary == "circular" else 2)
-        self._layout = Bins(bins, (1 / width_ratio, 1 / slope_ratio), circular=boundary == "circular")
-
-    def start(self) -> Tensor:
-        """Bins of equal width and slope 1, each in the middle of its bounds."""
-        return equal_bins(self._layout, self.n_parameters)
+        further = 1 if boundary == "circular" else 2
+        super().__init__(
+            bins,
+            low=low,
+            high=high,
+            boundary=boundary,
+            slope_ratio=slope_ratio,
+            width_ratio=width_ratio,
+            knots=0,
+            further=further,
+        )
 
     def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z and log dz/dx, both (F, B)."""
@@ -130,10 +127,6 @@ class Cubic(Transformer):
         ends = _ends(theta)
         slope = torch.where(x < self.low, bin.sizes[self.bins] * ends[0], bin.sizes[-1] * ends[1])
         return slope * bin.total_width / bin.total_height
-
-    def extra_repr(self) -> str:
-        """Bins and box, for repr."""
-        return f"{self.bins} bins on [{self.low:g}, {self.high:g}], {self.boundary}"
 
 
 def _ends(theta: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.codecs.bins import Bin, Bins, equal_bins, find_bin
-from fluvial.codecs.transformer import Boundary, Transformer, check_box, check_ratios, finish, held, wrap
+from fluvial.codecs.binned_spline import BinnedSpline
+from fluvial.codecs.bins import Bin, find_bin
+from fluvial.codecs.transformer import Boundary, finish, held, wrap
 
 
-class RationalQuadratic(Transformer):
+class RationalQuadratic(BinnedSpline):
     r"""A monotone rational-quadratic spline: K bins, in each a quotient of quadratics, once continuously differentiable.
 
     With ξ the position in the bin (0 … 1), η = ξ(1 − ξ), s = h/w the bin's mean slope and a, b the slopes at its ends divided by s:
@@ -54,23 +55,18 @@ class RationalQuadratic(Transformer):
         slope_ratio: float = 30.0,
         width_ratio: float = 1000.0,
     ) -> None:
-        super().__init__()
-        check_box("RationalQuadratic", low, high, boundary, bins, 2)
-        check_ratios("RationalQuadratic", slope_ratio=slope_ratio, width_ratio=width_ratio)
-        self.bins = bins
-        self.low = low
-        self.high = high
-        self.boundary: Boundary = boundary
-        self.slope_ratio = slope_ratio
-        self.width_ratio = width_ratio
-        # Slopes at the inner knots; on an interval at both ends, on a circle at their common point; there also the shift.
-        self.n_parameters = {"linear": 3 * bins - 1, "interval": 3 * bins + 1, "circular": 3 * bins + 1}[boundary]
-        knots = {"linear": bins - 1, "interval": bins + 1, "circular": bins}[boundary]
-        self._layout = Bins(bins, (1 / width_ratio, 1 / slope_ratio), circular=boundary == "circular", knots=knots)
-
-    def start(self) -> Tensor:
-        """Bins of equal width and slope 1, each in the middle of its bounds."""
-        return equal_bins(self._layout, self.n_parameters)
+        # Slopes at the inner knots; on an interval at both ends too; on a circle the two ends are one, and there is a shift.
+        knots = bins + {"linear": -1, "interval": 1}.get(boundary, 0)
+        super().__init__(
+            bins,
+            low=low,
+            high=high,
+            boundary=boundary,
+            slope_ratio=slope_ratio,
+            width_ratio=width_ratio,
+            knots=knots,
+            further=1 if boundary == "circular" else 0,
+        )
 
     def encode(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Z and log dz/dx, both (F, B)."""
@@ -116,10 +112,6 @@ class RationalQuadratic(Transformer):
         # The tails go on from the ends of the box, with slope 1; sums and products are faster than masks.
         beyond = x - inner
         return z + beyond, log_slope * (beyond == 0).to(z.dtype)
-
-    def extra_repr(self) -> str:
-        """Bins and box, for repr."""
-        return f"{self.bins} bins on [{self.low:g}, {self.high:g}], {self.boundary}"
 
 
 _LOG_5 = math.log(5.0)

@@ -1,7 +1,6 @@
 """Learning an energy by importance weights."""
 
 import math
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +9,6 @@ from fluvial.energies import Energy
 from fluvial.objectives.energy_target import (
     Anneal,
     Source,
-    canonical_source,
-    check_energy_argument,
-    check_target,
     exact_flow,
     figures_of,
     group_mean,
@@ -20,14 +16,11 @@ from fluvial.objectives.energy_target import (
     temperature,
     validation_rows,
 )
-from fluvial.objectives.objective import Batch, Objective, Progress
-from fluvial.objectives.proposals import Compared, check_proposal, compare
-
-if TYPE_CHECKING:
-    from fluvial.data.dataset import Dataset
+from fluvial.objectives.objective import Batch, Progress
+from fluvial.objectives.proposals import Compared, Weighing, compare
 
 
-class AlphaDivergence(Objective):
+class AlphaDivergence(Weighing):
     r"""The Rényi divergence of order α from the density p of an energy to the flow q, by self-normalised importance weights. It needs no data.
 
     .. math:: L = \frac{1}{\alpha(\alpha - 1)} \log \int p^\alpha q^{1 - \alpha}\, dx
@@ -83,25 +76,18 @@ class AlphaDivergence(Objective):
         per_condition: int = 64,
         validation_samples: int = 4096,
     ) -> None:
-        super().__init__()
-        check_energy_argument("AlphaDivergence", energy, anneal, validation_samples)
-        check_proposal("AlphaDivergence", proposal, share)
+        super().__init__(
+            energy,
+            proposal=proposal,
+            share=share,
+            anneal=anneal,
+            condition=condition,
+            per_condition=per_condition,
+            validation_samples=validation_samples,
+        )
         if not 0 < alpha < math.inf:
             raise ValueError(f"AlphaDivergence: alpha must be positive, got {alpha}; its limit at 0 is the reverse divergence, ReverseKL(energy)")
-        if per_condition < 2:
-            raise ValueError(f"AlphaDivergence: weights are normalised among at least 2 points per condition, got {per_condition}")
-        self.energy = energy
         self.alpha = alpha
-        self.proposal = proposal
-        self.share = share
-        self.anneal = None if anneal is None else tuple(anneal)
-        self.condition = canonical_source(condition)
-        self.per_condition = per_condition
-        self.validation_samples = validation_samples
-
-    def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
-        """Refuse flows that this energy cannot train."""
-        check_target("AlphaDivergence", flow, self.energy, self.condition, dataset, self.proposal)
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The estimated divergence with the gradient above, the effective share of the weights ω, and the temperature."""
@@ -124,10 +110,6 @@ class AlphaDivergence(Objective):
         found = compare(flow, self.energy, rows, self.proposal, self.share, 1.0, progress.source)
         figures = figures_of(flow, self.energy, batch, self.condition, self.validation_samples, progress.source)
         return {"monitor": _divergence(self.alpha, found).mean(), **figures}
-
-    def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
-        """The flow's parameters; those of energy and proposal stay as they are."""
-        return [{"params": [p for p in flow.parameters() if p.requires_grad]}]
 
 
 def _usable(log_w: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Learning an energy by the variance of the log-weights."""
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +7,6 @@ from fluvial.energies import Energy
 from fluvial.objectives.energy_target import (
     Anneal,
     Source,
-    canonical_source,
-    check_energy_argument,
-    check_target,
     exact_flow,
     figures_of,
     outside_penalty,
@@ -19,14 +14,11 @@ from fluvial.objectives.energy_target import (
     temperature,
     validation_rows,
 )
-from fluvial.objectives.objective import Batch, Objective, Progress
-from fluvial.objectives.proposals import check_proposal, compare
-
-if TYPE_CHECKING:
-    from fluvial.data.dataset import Dataset
+from fluvial.objectives.objective import Batch, Progress
+from fluvial.objectives.proposals import Weighing, compare
 
 
-class LogVariance(Objective):
+class LogVariance(Weighing):
     r"""Half the variance of log p_θ + E over points that are held fixed. It needs no data and no gradient of the energy.
 
     .. math:: L = \tfrac12 \operatorname{Var}_{x \sim s}\bigl[\log p_\theta(x|c) + E(x, c)/T\bigr]
@@ -69,22 +61,15 @@ class LogVariance(Objective):
         per_condition: int = 64,
         validation_samples: int = 4096,
     ) -> None:
-        super().__init__()
-        check_energy_argument("LogVariance", energy, anneal, validation_samples)
-        check_proposal("LogVariance", proposal, share)
-        if per_condition < 2:
-            raise ValueError(f"LogVariance: a variance needs at least 2 points per condition, got {per_condition}")
-        self.energy = energy
-        self.proposal = proposal
-        self.share = share
-        self.anneal = None if anneal is None else tuple(anneal)
-        self.condition = canonical_source(condition)
-        self.per_condition = per_condition
-        self.validation_samples = validation_samples
-
-    def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
-        """Refuse flows that this energy cannot train."""
-        check_target("LogVariance", flow, self.energy, self.condition, dataset, self.proposal)
+        super().__init__(
+            energy,
+            proposal=proposal,
+            share=share,
+            anneal=anneal,
+            condition=condition,
+            per_condition=per_condition,
+            validation_samples=validation_samples,
+        )
 
     def forward(self, flow: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The loss, the share of points that were left out, and the temperature."""
@@ -107,10 +92,6 @@ class LogVariance(Objective):
         found = compare(flow, self.energy, rows, self.proposal, self.share, 1.0, progress.source)
         figures = figures_of(flow, self.energy, batch, self.condition, self.validation_samples, progress.source)
         return {"monitor": _half_variance(found.energy + found.log_q).mean() + outside_penalty(figures["dropped"]), **figures}
-
-    def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
-        """The flow's parameters; those of energy and proposal stay as they are."""
-        return [{"params": [p for p in flow.parameters() if p.requires_grad]}]
 
 
 def _half_variance(values: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Where the points come from at which flow and energy are compared."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from fluvial.energies import Energy
 from fluvial.energies.energy import energies_at
 from fluvial.flow import Flow
-from fluvial.objectives.energy_target import Rows
+from fluvial.objectives.energy_target import Anneal, Rows, Source, canonical_source, check_energy_argument, check_target
+from fluvial.objectives.objective import Objective
+
+if TYPE_CHECKING:
+    from fluvial.data.dataset import Dataset
 
 
 class Compared(NamedTuple):
@@ -56,3 +60,50 @@ def compare(
         with torch.no_grad():
             log_s = torch.logaddexp(torch.log1p(-part) + log_s, part.log() + proposal.log_prob(x))
     return Compared(value, log_q, log_s)
+
+
+class Weighing(Objective):
+    """An objective that compares the energy with the density of the flow at points drawn for each condition, and holds the points fixed.
+
+    Args:
+        energy: The target.
+        proposal: A distribution from which a part of the points is drawn, or None.
+        share: That part.
+        anneal: (T₀, share of the budget): the temperature falls from T₀ to 1.
+        condition: Where conditions come from, if not from data.
+        per_condition: Points for each condition, at least 2.
+        validation_samples: Draws for the figures on fixed noise.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        proposal: nn.Module | None,
+        share: float,
+        anneal: Anneal,
+        condition: Source,
+        per_condition: int,
+        validation_samples: int,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_energy_argument(name, energy, anneal, validation_samples)
+        check_proposal(name, proposal, share)
+        if per_condition < 2:
+            raise ValueError(f"{name}: at least 2 points per condition are compared with each other, got per_condition={per_condition}")
+        self.energy = energy
+        self.proposal = proposal
+        self.share = share
+        self.anneal = None if anneal is None else tuple(anneal)
+        self.condition = canonical_source(condition)
+        self.per_condition = per_condition
+        self.validation_samples = validation_samples
+
+    def prepare(self, flow: nn.Module, dataset: "Dataset | None") -> None:
+        """Refuse flows that this energy cannot train."""
+        check_target(type(self).__name__, flow, self.energy, self.condition, dataset, self.proposal)
+
+    def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
+        """The flow's parameters; those of energy and proposal stay as they are."""
+        return [{"params": [p for p in flow.parameters() if p.requires_grad]}]

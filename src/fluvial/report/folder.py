@@ -30,7 +30,7 @@ def write_report(path: Path, output: Path | None = None) -> Path:
         metrics=metrics,
         title=recipe.title,
         published=recipe.published,
-        which="exact samples of the energy" if recipe.without_data else "held-out test rows",
+        which="rows" if recipe.without_data else "held-out test rows",
         configuration=(path / "recipe.yaml").read_text(encoding="utf-8"),
         environment=_flat(environment),
         hints=Hints(

@@ -19,6 +19,13 @@ from fluvial.report.ramachandran import EDGES, angle_labels, degrees
 from fluvial.report.tables import check, configuration, figures
 from fluvial.report.theme import as_rows
 
+_NLL_CURVES = (
+    "The validation NLL is that of log_prob, never the training surrogate, on "
+    "rows held out from training, with bands of one standard error. It should fall and level off: "
+    "if it still falls at the end, train longer; if it rises again while the loss falls, the model overfits. "
+    "For free-form flows the two NLL curves should meet."
+)
+
 
 def training(material: Material) -> Section:
     """The curves."""
@@ -32,10 +39,9 @@ def training(material: Material) -> Section:
     skipped = f"; {last['skipped']} steps were skipped because something in them was not finite" if last.get("skipped") else ""
     note = f" {material.history_note}" if material.history_note else ""
     caption = (
-        "The validation NLL is that of log_prob, never the training surrogate, on "
-        "rows held out from training, with bands of one standard error. It should fall and level off: "
-        "if it still falls at the end, train longer; if it rises again while the loss falls, the model overfits. "
-        "For free-form flows the two NLL curves should meet."
+        _NLL_CURVES
+        if any("nll" in row for row in material.history)
+        else "Figures on draws of the flow, from the same noise every time. The share of effective samples should rise to 1, log Z come to rest."
     )
     figure = curves(material.history, best=material.best)
     return Section("training", "Training", f"{took}{ended}{skipped}.{note}", [Panel("", [figure], caption, "full")])
