@@ -5,9 +5,30 @@ import math
 import pytest
 import torch
 
-from fluvial.manifolds import Euclidean, Manifold, Sphere, random_tangent, tangent_dual
+from fluvial.manifolds import (
+    Euclidean,
+    Hyperboloid,
+    Manifold,
+    PoincareBall,
+    Product,
+    SpecialOrthogonal,
+    Sphere,
+    Torus,
+    from_projection,
+    random_tangent,
+    tangent_dual,
+)
 from fluvial.testing import check_manifold, integrate
 from fluvial.testing.quadrature import grid
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def ellipsoid(x):
+    return x / (x / torch.tensor([1.0, 1.5, 2.0], dtype=x.dtype)).norm(dim=-1, keepdim=True)
+
 
 MANIFOLDS = {
     "line": lambda: Euclidean(1),
@@ -16,6 +37,19 @@ MANIFOLDS = {
     "circle": lambda: Sphere(1),
     "sphere": lambda: Sphere(2),
     "three-sphere": lambda: Sphere(3),
+    "rotations of the plane": lambda: SpecialOrthogonal(2),
+    "rotations": lambda: SpecialOrthogonal(3),
+    "rotations in four dimensions": lambda: SpecialOrthogonal(4),
+    "hyperbolic line": lambda: PoincareBall(1),
+    "disc": lambda: PoincareBall(2),
+    "ball": lambda: PoincareBall(3),
+    "hyperboloid": lambda: Hyperboloid(2),
+    "hyperboloid of three dimensions": lambda: Hyperboloid(3),
+    "poses": lambda: Product(SpecialOrthogonal(3), Euclidean(3)),
+    "compact product": lambda: Product(Sphere(2), Torus(1)),
+    "hyperbolic product": lambda: Product(PoincareBall(2), Sphere(1)),
+    "ellipsoid": lambda: from_projection(ellipsoid, 2),
+    "sphere known by its projection": lambda: from_projection(unit, 2),
 }
 
 

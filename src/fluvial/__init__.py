@@ -19,6 +19,11 @@ _HOMES = {
     "Euclidean": "fluvial.manifolds",
     "Sphere": "fluvial.manifolds",
     "Torus": "fluvial.manifolds",
+    "Hyperboloid": "fluvial.manifolds",
+    "PoincareBall": "fluvial.manifolds",
+    "Product": "fluvial.manifolds",
+    "SpecialOrthogonal": "fluvial.manifolds",
+    "from_projection": "fluvial.manifolds",
     "Energy": "fluvial.energies",
     "Objective": "fluvial.objectives",
     "Batch": "fluvial.objectives",
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
     from fluvial.flow import Flow
     from fluvial.io import load, save
     from fluvial.joint import Joint
-    from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
+    from fluvial.manifolds import Euclidean, Hyperboloid, Manifold, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus, from_projection
     from fluvial.objectives import (
         AlphaDivergence,
         Batch,

@@ -14,7 +14,7 @@ from fluvial.conditions import Condition, leaves, transform
 from fluvial.data import as_dataset
 from fluvial.data.problems import check_finite, check_on_manifold
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean, HasUniform
+from fluvial.manifolds import Euclidean, has_uniform
 from fluvial.metrics.c2st import c2st
 from fluvial.metrics.estimate import Estimate, mean_estimate
 from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
@@ -191,7 +191,7 @@ def _likelihood(facts: _Facts) -> list[Row]:
 def _plain_nll(facts: _Facts) -> tuple[str, float, float] | None:
     """Name, NLL and optimism of the plainest model on the space: uniform, or a Gaussian fitted to these very rows; None where there is none."""
     manifold = facts.flow.manifold
-    if isinstance(manifold, HasUniform):
+    if has_uniform(manifold):
         return "the uniform density", math.log(manifold.total_volume), 0.0
     if not isinstance(manifold, Euclidean) or manifold.dim > 512 or len(facts.x) < 4 * manifold.dim:
         return None

@@ -2,11 +2,25 @@
 
 from fluvial.bases.base import Base, sample_shape
 from fluvial.bases.categorical import Categorical
+from fluvial.bases.independent import Independent
 from fluvial.bases.normal import Normal
 from fluvial.bases.student_t import StudentT
 from fluvial.bases.truncated_normal import TruncatedNormal
 from fluvial.bases.uniform import Uniform
 from fluvial.bases.uniform_on import UniformOn
 from fluvial.bases.von_mises_fisher import VonMisesFisherMixture
+from fluvial.bases.wrapped_normal import WrappedNormal
 
-__all__ = ["Base", "Categorical", "Normal", "StudentT", "TruncatedNormal", "Uniform", "UniformOn", "VonMisesFisherMixture", "sample_shape"]
+__all__ = [
+    "Base",
+    "Categorical",
+    "Independent",
+    "Normal",
+    "StudentT",
+    "TruncatedNormal",
+    "Uniform",
+    "UniformOn",
+    "VonMisesFisherMixture",
+    "WrappedNormal",
+    "sample_shape",
+]

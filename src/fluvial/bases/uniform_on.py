@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fluvial.bases.base import Base, count, sample_shape
 from fluvial.conditions import Condition
-from fluvial.manifolds import HasUniform, Manifold
+from fluvial.manifolds import Manifold, has_uniform
 
 
 class UniformOn(Base):
@@ -32,7 +32,7 @@ class UniformOn(Base):
 
     def __init__(self, manifold: Manifold) -> None:
         super().__init__()
-        if not isinstance(manifold, HasUniform):
+        if not has_uniform(manifold):
             raise ValueError(f"UniformOn: {manifold} has no finite volume, so no uniform density; use bases.Normal or another base that decays")
         self.manifold = manifold
         self.register_buffer("anchor", torch.zeros(()), persistent=False)

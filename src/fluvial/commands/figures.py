@@ -12,7 +12,7 @@ import fluvial
 from fluvial.commands.weighed import of_energy
 from fluvial.conditions import Condition, leaves
 from fluvial.data import Dataset, Splits
-from fluvial.manifolds import Euclidean, HasUniform, Sphere, Torus
+from fluvial.manifolds import Euclidean, Sphere, Torus, has_uniform
 from fluvial.metrics import (
     Estimate,
     c2st,
@@ -180,7 +180,7 @@ def _references(flow: "Flow", splits: Splits, seed: int) -> dict[str, dict[str, 
         if positive and isinstance(flow.manifold, Euclidean) and flow.dim <= min(train[0].flatten(1).shape):
             found["pca"] = _of_pca(train[0], train[2], x, weight, flow.dim, splits.test, seed)
         return found
-    if isinstance(flow.manifold, HasUniform):
+    if has_uniform(flow.manifold):
         found["uniform"] = {"nll": Estimate(math.log(flow.manifold.total_volume), 0.0)}
     kernels = isinstance(flow.manifold, Euclidean | Sphere) and flow.manifold.dim <= KERNEL_DIM
     if positive and (kernels or (isinstance(flow.manifold, Torus) and flow.manifold.dim <= KERNEL_ANGLES)):

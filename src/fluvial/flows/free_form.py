@@ -1,15 +1,14 @@
 """The usual free-form flow, in one call."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from fluvial.bases import Base, Normal, UniformOn
+from fluvial.bases import Base, Independent, Normal, UniformOn, WrappedNormal
 from fluvial.codecs import Chain, FreeForm, Standardize
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean, HasUniform, Manifold
+from fluvial.manifolds import Euclidean, Manifold, Product, Projected, has_uniform
 from fluvial.nn import ConditionScaling, ConvolutionalDecoder, ConvolutionalEncoder, Residual
 
 
@@ -35,11 +34,12 @@ def free_form(
         latent: Dimensions of the latent; default as many as the data. Fewer make an injective flow.
         manifold: Where the data live, for instance ``Sphere(2)``; default flat space.
         context: Length of the condition, 0 for none.
-        base: Latent distribution; default uniform on a manifold of finite volume, else standard normal.
+        base: Latent distribution; default uniform on a manifold of finite volume, normal in flat space, on products factor by factor, and a wrapped
+            normal on other spaces.
         width: Hidden length of the networks.
         blocks: Residual steps of each network.
-        activation: Default "silu" in flat space, "sin" on compact manifolds.
-        input_scale: Factor on the networks' input; default 1 in flat space, 3 on compact manifolds.
+        activation: Default "sin" where the volume is finite, else "silu".
+        input_scale: Factor on the networks' input; default 3 where the volume is finite, else 1.
         output_scale: Factor on the output layers at the start.
         channels: For an image shape (channels, height, width): channels of the convolutions.
         standardize: True for coordinate-wise standardisation, "isotropic" for one common scale, False for none; fitted by `fluvial.fit` on
@@ -63,7 +63,7 @@ def free_form(
     if standardize not in (True, False, "isotropic"):
         raise ValueError(f"free_form: standardize must be True, False or 'isotropic', got {standardize!r}")
     space = _space(features, manifold)
-    flat = isinstance(space, Euclidean)
+    flat, compact = isinstance(space, Euclidean), has_uniform(space)
     if latent is not None and not flat:
         raise ValueError(
             f"free_form: latent={latent} makes sense in flat space only; on {space} give a base on a manifold of lower dimension instead"
@@ -75,25 +75,25 @@ def free_form(
             f"free_form: the base on {base.manifold} has fewer dimensions than the data on {space}; say latent={base.manifold.dim} if that is meant"
         )
     if base is None:
-        base = Normal(space.dim if latent is None else latent) if flat else _compact_base(space)
-    width_out, width_in = math.prod(space.event_shape), math.prod(base.manifold.event_shape)
+        base = Normal(latent) if latent is not None else _natural_base(space)
+    outer, inner = _lengths(space), _lengths(base.manifold)
     options: dict[str, Any] = {
         "context": context,
         "width": width,
         "blocks": blocks,
-        "activation": activation or ("silu" if flat else "sin"),
+        "activation": activation or ("sin" if compact else "silu"),
     }
     if channels is not None:
-        encoder: nn.Module = ConvolutionalEncoder(space.event_shape, width_in, channels=channels, **options)
-        decoder: nn.Module = ConvolutionalDecoder(width_in, space.event_shape, channels=channels, **options)
+        encoder: nn.Module = ConvolutionalEncoder(space.event_shape, inner, channels=channels, **options)
+        decoder: nn.Module = ConvolutionalDecoder(inner, space.event_shape, channels=channels, **options)
     else:
-        if len(space.event_shape) != 1:
+        if flat and len(space.event_shape) != 1:
             raise ValueError(
                 f"free_form: data of shape {space.event_shape} need channels=… for convolutions, or a hand-made Flow of your own networks"
             )
-        scale = input_scale if input_scale is not None else (1.0 if flat else 3.0)
-        encoder = Residual(width_out, width_in, input_scale=scale, output_scale=output_scale, **options)
-        decoder = Residual(width_in, width_out, input_scale=scale, output_scale=output_scale, **options)
+        scale = input_scale if input_scale is not None else (3.0 if compact else 1.0)
+        encoder = Residual(outer, inner, input_scale=scale, output_scale=output_scale, **options)
+        decoder = Residual(inner, outer, input_scale=scale, output_scale=output_scale, **options)
     codec: Any = FreeForm(encoder, decoder)
     if flat and standardize:
         codec = Chain([Standardize(space.event_shape, isotropic=standardize == "isotropic"), codec])
@@ -112,7 +112,19 @@ def _space(features: int | Sequence[int] | None, manifold: Manifold | None) -> M
     return manifold
 
 
-def _compact_base(space: Manifold) -> Base:
-    if not isinstance(space, HasUniform):
-        raise ValueError(f"free_form: {space} has no uniform distribution to start from; give base=…")
-    return UniformOn(space)
+def _lengths(space: Manifold) -> int | tuple[int, ...]:
+    """The points' shape, as a number where they are vectors."""
+    return space.event_shape[0] if len(space.event_shape) == 1 else space.event_shape
+
+
+def _natural_base(space: Manifold) -> Base:
+    """Normal in flat space, uniform where the volume is finite, factor by factor on products, else a wrapped normal."""
+    if isinstance(space, Euclidean):
+        return Normal(space.event_shape)
+    if isinstance(space, Product):
+        return Independent([_natural_base(factor) for factor in space.factors])
+    if has_uniform(space):
+        return UniformOn(space)
+    if isinstance(space, Projected):
+        raise ValueError(f"free_form: the volume of {space} is not known; give base=bases.UniformByProjection(manifold, …)")
+    return WrappedNormal(space)

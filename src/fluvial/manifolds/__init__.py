@@ -1,8 +1,28 @@
 """Spaces on which data and latents live: one small file each."""
 
 from fluvial.manifolds.euclidean import Euclidean
-from fluvial.manifolds.manifold import HasUniform, Manifold, random_tangent, tangent_dual
+from fluvial.manifolds.hyperboloid import Hyperboloid
+from fluvial.manifolds.manifold import HasUniform, Manifold, has_uniform, random_tangent, tangent_dual
+from fluvial.manifolds.poincare_ball import PoincareBall
+from fluvial.manifolds.product import Product
+from fluvial.manifolds.projected import Projected, from_projection
+from fluvial.manifolds.special_orthogonal import SpecialOrthogonal
 from fluvial.manifolds.sphere import Sphere
 from fluvial.manifolds.torus import Torus
 
-__all__ = ["Euclidean", "HasUniform", "Manifold", "Sphere", "Torus", "random_tangent", "tangent_dual"]
+__all__ = [
+    "Euclidean",
+    "HasUniform",
+    "Hyperboloid",
+    "Manifold",
+    "PoincareBall",
+    "Product",
+    "Projected",
+    "SpecialOrthogonal",
+    "Sphere",
+    "Torus",
+    "from_projection",
+    "has_uniform",
+    "random_tangent",
+    "tangent_dual",
+]

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.manifold import Manifold, normals
+from fluvial.manifolds.manifold import Manifold, length, normals
+from fluvial.manifolds.wrapping import log_isotropic
 
 
 class Euclidean(Manifold):
@@ -28,6 +29,11 @@ class Euclidean(Manifold):
             raise ValueError(f"Euclidean: event_shape must be positive lengths, got {event_shape!r}; a single number per sample is Euclidean(1)")
         self.event_shape = shape
         self.dim = math.prod(shape)
+
+    @property
+    def wraps(self) -> bool:
+        """False: straight lines do not return."""
+        return False
 
     def project(self, x: Tensor) -> Tensor:
         """The identity."""
@@ -60,6 +66,10 @@ class Euclidean(Manifold):
         """Y − x."""
         return y - x
 
+    def norm(self, x: Tensor, v: Tensor) -> Tensor:
+        r"""The length of v in the embedding, shape (\*batch,)."""
+        return length(v, len(self.event_shape))
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r"""|x − y|, shape (\*batch,)."""
         return torch.linalg.vector_norm((x - y).flatten(-len(self.event_shape)), dim=-1)
@@ -67,6 +77,18 @@ class Euclidean(Manifold):
     def log_volume(self, x: Tensor) -> Tensor:
         r"""0, shape (\*batch,)."""
         return x.new_zeros(x.shape[: x.ndim - len(self.event_shape)])
+
+    def origin(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+        """0."""
+        return torch.zeros(self.event_shape, dtype=dtype, device=device)
+
+    def isometry(self, x: Tensor, a: Tensor) -> Tensor:
+        """The vectors themselves, in the shape of points."""
+        return a.unflatten(-1, self.event_shape)
+
+    def log_wrapped_normal(self, x: Tensor, y: Tensor, scale: Tensor | float, *, windings: int = 1) -> Tensor:
+        r"""Log-density of x + v at y, v normal, shape (\*batch,)."""
+        return log_isotropic(self.norm(x, y - x), scale, self.dim)
 
     def __repr__(self) -> str:
         return f"Euclidean({self.event_shape[0] if len(self.event_shape) == 1 else self.event_shape})"

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,8 +12,12 @@ from torch import Tensor
 class Manifold(ABC):
     r"""A Riemannian manifold of intrinsic dimension n, given by points embedded in an array of shape ``event_shape``.
 
-    Points are tensors of shape (\*batch, \*event); tangent vectors have the shape of points. Volumes are Riemannian:
-    ``log_volume`` is ½ log|G| in the embedded coordinates, and 0 wherever the embedding is isometric.
+    Points are tensors of shape (\*batch, \*event); tangent vectors have the shape of points.
+
+    Two inner products meet here. Bases, projections and random tangents are orthonormal in that of the embedding, the sum of squares of the
+    array, whatever the metric G; lengths (``norm``, ``distance``), geodesics and volumes are those of G, and ``log_volume`` = ½ log|G| in an
+    orthonormal basis of the embedding connects the two. It is 0 wherever the embedding is isometric. All densities are per Riemannian volume.
+
     A manifold holds no tensors and no state; device and dtype follow the points it is given.
 
     Attributes:
@@ -49,12 +53,20 @@ class Manifold(ABC):
         """The shortest tangent vector at x whose exp is y."""
 
     @abstractmethod
+    def norm(self, x: Tensor, v: Tensor) -> Tensor:
+        r"""Riemannian length of the tangent vectors v at x, shape (\*batch,)."""
+
+    @abstractmethod
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Geodesic distance, shape (\*batch,)."""
 
     @abstractmethod
     def log_volume(self, x: Tensor) -> Tensor:
-        r"""½ log|G(x)|, shape (\*batch,)."""
+        r"""½ log|G(x)| in an orthonormal tangent basis of the embedding, shape (\*batch,)."""
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        """project(x + v): leaves x with velocity v, and agrees with exp to first order."""
+        return self.project(x + v)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -63,7 +75,6 @@ class Manifold(ABC):
         return hash((type(self), *sorted(vars(self).items())))
 
 
-@runtime_checkable
 class HasUniform(Protocol):
     """A manifold of finite volume, on which a uniform density exists."""
 
@@ -76,6 +87,11 @@ class HasUniform(Protocol):
         ...
 
 
+def has_uniform(manifold: Manifold) -> TypeGuard[HasUniform]:
+    """Whether a manifold has a finite volume; a product asks its factors, so that the class alone does not tell."""
+    return hasattr(manifold, "total_volume")
+
+
 @runtime_checkable
 class HasProjectDual(Protocol):
     """A manifold that knows the derivative of its projection in closed form."""
@@ -85,12 +101,55 @@ class HasProjectDual(Protocol):
         ...
 
 
+class HasWrappedNormal(Protocol):
+    """A manifold on which the density of exp(x, v) is known for normal tangent vectors v.
+
+    Attributes:
+        wraps: Whether geodesics return, so that several tangent vectors lead to one point.
+    """
+
+    wraps: bool
+
+    def origin(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+        """The point to start from, of shape event_shape."""
+        ...
+
+    def isometry(self, x: Tensor, a: Tensor) -> Tensor:
+        r"""Vectors a (\*batch, n) -> tangent vectors at x with Riemannian length |a|, linear in a, shape (\*batch, \*event)."""
+        ...
+
+    def log_wrapped_normal(self, x: Tensor, y: Tensor, scale: Tensor | float, *, windings: int = 1) -> Tensor:
+        r"""Log-density at y, per Riemannian volume, of exp(x, v), v normal with the standard deviation `scale` in every direction.
+
+        .. math:: \log \sum_{v:\ \exp_x v = y} N(v; 0, \sigma^2 1)\, |\det D \exp_x(v)|^{-1}
+
+        Args:
+            x: Centres, shape (\*batch, \*event).
+            y: Points, their batch broadcast against that of the centres.
+            scale: σ, broadcast against the batch.
+            windings: How many times round, either way, the sum follows geodesics that return.
+        """
+        ...
+
+
+def has_wrapped_normal(manifold: Manifold) -> TypeGuard[HasWrappedNormal]:
+    """Whether wrapped normal densities are known; a product asks its factors, so that the class alone does not tell."""
+    return hasattr(manifold, "wraps")
+
+
 def normals(shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal numbers of a given shape, on the device and in the dtype of `like`."""
     if generator is None:
         # The compiler traces randn only without the argument.
         return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
     return torch.randn(tuple(shape), generator=generator, dtype=like.dtype, device=like.device)
+
+
+def length(v: Tensor, axes: int) -> Tensor:
+    r"""Root of the sum of squares over the last `axes` axes, shape (\*batch,), with gradient 0 rather than NaN at 0."""
+    square = v.flatten(v.ndim - axes).square().sum(-1)
+    nothing = square < 1e-60 if v.dtype == torch.float64 else square < 1e-36
+    return torch.where(nothing, 0.0, torch.sqrt(torch.where(nothing, 1.0, square)))
 
 
 def tangent_dual(manifold: Manifold, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

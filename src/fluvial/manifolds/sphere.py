@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.manifold import Manifold, normals
+from fluvial.manifolds.manifold import Manifold, length, normals
+from fluvial.manifolds.wrapping import log_periodic
 
 
 class Sphere(Manifold):
@@ -29,6 +30,11 @@ class Sphere(Manifold):
             raise ValueError(f"Sphere: dim must be at least 1, got {dim}; Sphere(1) is the circle, Sphere(2) the surface of a ball")
         self.dim = dim
         self.event_shape = (dim + 1,)
+
+    @property
+    def wraps(self) -> bool:
+        """True: great circles return."""
+        return True
 
     @property
     def total_volume(self) -> float:
@@ -81,6 +87,10 @@ class Sphere(Manifold):
         opposite = tiny & ((x * y).sum(-1, keepdim=True) < 0)
         return torch.where(opposite, math.pi * self.tangent_basis(x)[..., 0], torch.where(tiny, flat, scale * flat))
 
+    def norm(self, x: Tensor, v: Tensor) -> Tensor:
+        r"""The length of v in the embedding, shape (\*batch,)."""
+        return length(v, 1)
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Angle between x and y in radians, shape (\*batch,)."""
         # 2 atan2(|x − y|, |x + y|) keeps its digits, and finite gradients, where arccos⟨x, y⟩ loses both.
@@ -99,6 +109,21 @@ class Sphere(Manifold):
     ) -> Tensor:
         """Independent uniform points, shape (n, dim + 1)."""
         return self.project(torch.randn(n, self.dim + 1, generator=generator, dtype=dtype, device=device))
+
+    def origin(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+        """The pole (0, …, 0, 1)."""
+        return torch.eye(self.dim + 1, dtype=dtype, device=device)[-1]
+
+    def isometry(self, x: Tensor, a: Tensor) -> Tensor:
+        """The combinations of the tangent basis with the entries of a."""
+        return (self.tangent_basis(x) @ a.unsqueeze(-1)).squeeze(-1)
+
+    def log_wrapped_normal(self, x: Tensor, y: Tensor, scale: Tensor | float, *, windings: int = 1) -> Tensor:
+        r"""Log-density of exp(x, v) at y, v normal, summed over great circles run several times, shape (\*batch,).
+
+        Infinite at the antipode of x for n ≥ 2, and kept finite there by a floor.
+        """
+        return log_periodic(self.distance(x, y), scale, windings=windings, dim=self.dim, power=self.dim - 1)
 
     def __repr__(self) -> str:
         return f"Sphere({self.dim})"

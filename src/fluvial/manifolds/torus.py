@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.manifold import Manifold, normals
+from fluvial.manifolds.manifold import Manifold, length, normals
+from fluvial.manifolds.wrapping import log_periodic
 
 # Pairs shorter than this have no direction.
 _NOTHING = 1e-12
@@ -37,6 +38,11 @@ class Torus(Manifold):
             raise ValueError(f"Torus: dim must be at least 1, got {dim}; it is the number of angles")
         self.dim = dim
         self.event_shape = (dim, 2)
+
+    @property
+    def wraps(self) -> bool:
+        """True: every circle closes."""
+        return True
 
     @property
     def total_volume(self) -> float:
@@ -101,6 +107,10 @@ class Torus(Manifold):
         """The tangent vector at x that turns every circle the shorter way to y."""
         return self._turn(x, y).unsqueeze(-1) * _turned(x)
 
+    def norm(self, x: Tensor, v: Tensor) -> Tensor:
+        r"""The length of v in the embedding, shape (\*batch,)."""
+        return length(v, 2)
+
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Root of the summed squares of the k angles between x and y, in radians, shape (\*batch,)."""
         square = self._turn(x, y).square().sum(-1)
@@ -116,6 +126,20 @@ class Torus(Manifold):
     ) -> Tensor:
         """Independent uniform points, shape (n, k, 2)."""
         return self.from_angles(2 * math.pi * torch.rand(n, self.dim, generator=generator, dtype=dtype, device=device))
+
+    def origin(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+        """All angles 0."""
+        return torch.tensor([1.0, 0.0], dtype=dtype, device=device).expand(self.dim, 2).contiguous()
+
+    def isometry(self, x: Tensor, a: Tensor) -> Tensor:
+        """Turns every circle with the angular velocity a."""
+        return a.unsqueeze(-1) * _turned(x)
+
+    def log_wrapped_normal(self, x: Tensor, y: Tensor, scale: Tensor | float, *, windings: int = 1) -> Tensor:
+        r"""Log-density of exp(x, v) at y, v normal: a sum over the angles, each summed over its turns, shape (\*batch,)."""
+        turn = self._turn(x, y)
+        scale = torch.as_tensor(scale, dtype=turn.dtype, device=turn.device).unsqueeze(-1)
+        return log_periodic(turn, scale, windings=windings, dim=1).sum(-1)
 
     def __repr__(self) -> str:
         return f"Torus({self.dim})"

@@ -1,5 +1,6 @@
 """Fully connected networks."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -97,7 +98,7 @@ def join(net: nn.Module, x: Tensor, c: Condition) -> Tensor:
     Raises:
         ValueError: If x or c do not have the declared lengths.
     """
-    features: int = net.features
+    features: int = net.features if isinstance(net.features, int) else math.prod(net.features)
     context: int = net.context
     if x.shape[-1] != features:
         raise ValueError(f"{type(net).__name__}: expected x of shape (*batch, {features}), got {tuple(x.shape)}")

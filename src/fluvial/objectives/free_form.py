@@ -10,7 +10,7 @@ from fluvial.codecs import FreeForm
 from fluvial.conditions import Condition, as_rows, transform
 from fluvial.flow import Flow
 from fluvial.linearize import linearize
-from fluvial.manifolds import HasUniform, Manifold
+from fluvial.manifolds import Manifold, has_uniform
 from fluvial.objectives.objective import Batch, Objective, Progress, training_mean, weighted_mean
 from fluvial.volume import Probe, ProbeScale, Surrogate, surrogate
 
@@ -121,7 +121,7 @@ class FreeFormLikelihood(Objective):
         most = space.dim if self.probe == "data" else latent.dim
         if self.probes > most:
             raise ValueError(f"FreeFormLikelihood: {self.probes} orthogonal probes do not exist in dimension {most}; ask for 1 to {most}")
-        if "uniform_reconstruction" in self.terms and not isinstance(space, HasUniform):
+        if "uniform_reconstruction" in self.terms and not has_uniform(space):
             raise ValueError(f"FreeFormLikelihood: the term uniform_reconstruction needs a manifold of finite volume, not {space}")
         if "intermediate_reconstruction" in self.terms:
             nets = (_with_states(core, side) for side in ("encoder", "decoder"))

@@ -24,6 +24,7 @@ def world_map(
     like: Tensor | None = None,
     limits: tuple[float, float] | None = None,
     degrees: bool = True,
+    cells: tuple[int, int] = (COLUMNS, ROWS),
 ) -> go.Figure:
     r"""The whole sphere S² in Mollweide's projection: equal areas of the sphere are equal areas of the map.
 
@@ -39,24 +40,30 @@ def world_map(
         like: A tensor with the dtype and device of the points that the function takes; default float32 on the CPU.
         limits: Log-densities at both ends of the colours; default the largest value and 10 nats below it, or less where nothing is so low.
         degrees: Label the graticule (every 60° of longitude, 30° of latitude) with degrees.
+        cells: Columns and rows of the grid on which a function is asked.
 
     Example:
         >>> uniform = lambda x: torch.full((len(x),), -math.log(4 * math.pi))
         >>> world_map(uniform).data[0].z.shape
         (100, 200)
     """
-    bar = 40 if callable(what) else 0  # pixels for the scale of colours
+    if callable(what):
+        return on_map(_colours(what, torch.zeros(()) if like is None else like, limits, cells), degrees=degrees)
+    rows = as_rows(what)
+    return on_map(_markers(rows[thinned(len(rows), weight)], colour), degrees=degrees)
+
+
+def on_map(trace: go.Heatmap | go.Scatter, *, degrees: bool, colours: bool = False) -> go.Figure:
+    """A trace in the plane of the map, with the graticule over it, and room for a scale of colours if it has one."""
+    field = isinstance(trace, go.Heatmap)
+    bar = 40 if field or colours else 0  # pixels for the scale of colours
     figure = blank(width=620, height=320 + bar)
     figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8 + bar}, showlegend=False)
     figure.update_xaxes(visible=False, range=[-1.05 * WIDTH, 1.05 * WIDTH], constrain="domain")
     figure.update_yaxes(visible=False, range=[-1.08 * HEIGHT, 1.08 * HEIGHT], scaleanchor="x", scaleratio=1, constrain="domain")
-    if callable(what):
-        figure.add_trace(_colours(what, torch.zeros(()) if like is None else like, limits))
-    else:
-        rows = as_rows(what)
-        figure.add_trace(_markers(rows[thinned(len(rows), weight)], colour))
+    figure.add_trace(trace)
     # A broad outline hides the steps of the cells.
-    figure.add_traces(_graticule(outline=3.0 if callable(what) else 1.4))
+    figure.add_traces(_graticule(outline=3.0 if field else 1.4))
     if degrees:
         for latitude in (-60, -30, 30, 60):
             x, y = mollweide(np.array([-math.pi]), np.radians([latitude]))
@@ -102,15 +109,16 @@ def log_density_limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high - low > 0.05 else (high - 0.5, high + 0.5)
 
 
-def _colours(log_prob: Callable[[Tensor], Tensor], like: Tensor, limits: tuple[float, float] | None) -> go.Heatmap:
-    x = ((np.arange(COLUMNS) + 0.5) / COLUMNS * 2 - 1) * WIDTH
-    y = ((np.arange(ROWS) + 0.5) / ROWS * 2 - 1) * HEIGHT
+def _colours(log_prob: Callable[[Tensor], Tensor], like: Tensor, limits: tuple[float, float] | None, cells: tuple[int, int]) -> go.Heatmap:
+    columns, rows = cells
+    x = ((np.arange(columns) + 0.5) / columns * 2 - 1) * WIDTH
+    y = ((np.arange(rows) + 0.5) / rows * 2 - 1) * HEIGHT
     theta = np.arcsin(y / HEIGHT)
     latitude = np.arcsin(np.clip((2 * theta + np.sin(2 * theta)) / np.pi, -1, 1))[:, None]
     longitude = np.pi * x[None, :] / (WIDTH * np.cos(theta)[:, None])
     inside = np.abs(longitude) <= np.pi
     grid = np.stack(np.broadcast_arrays(np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), -1)
-    values = np.full((ROWS, COLUMNS), np.nan)
+    values = np.full((rows, columns), np.nan)
     with torch.no_grad():
         values[inside] = log_prob(torch.as_tensor(grid[inside]).to(like)).double().cpu().numpy()
     low, high = limits if limits is not None else log_density_limits(values)

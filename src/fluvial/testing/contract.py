@@ -14,7 +14,7 @@ from fluvial.conditions import Condition, leaves, transform
 from fluvial.config import verified
 from fluvial.flow import Flow
 from fluvial.io import load, save
-from fluvial.manifolds import HasUniform, Manifold
+from fluvial.manifolds import Hyperboloid, Manifold, PoincareBall, Product, has_uniform
 
 STANDARD_ERRORS = 5.0  # by how many a Monte Carlo mean may miss its target: by chance one in two million does
 
@@ -47,8 +47,12 @@ def refuses(call: Callable[[], Any]) -> bool:
 
 def points_on(manifold: Manifold, n: int) -> Tensor:
     """N random points of a manifold in float64, uniform where that makes sense."""
-    if isinstance(manifold, HasUniform):
+    if has_uniform(manifold):
         return manifold.random_uniform(n, dtype=torch.float64)
+    if isinstance(manifold, PoincareBall):
+        return Hyperboloid.to_ball(points_on(Hyperboloid(manifold.dim), n))
+    if isinstance(manifold, Product):
+        return manifold.join(*(points_on(factor, n) for factor in manifold.factors))
     return manifold.project(torch.randn(n, *manifold.event_shape, dtype=torch.float64))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluvial.manifolds import Euclidean, HasUniform, Manifold, Sphere, Torus
+from fluvial.manifolds import Euclidean, Hyperboloid, Manifold, PoincareBall, Sphere, Torus, has_uniform
 from fluvial.testing.contract import STANDARD_ERRORS, points_on
 
 Grid = tuple[Tensor, Tensor]
@@ -16,7 +16,8 @@ Grid = tuple[Tensor, Tensor]
 def integrate(manifold: Manifold, fn: Callable[[Tensor], Tensor], *, points: int = 20_000) -> tuple[float, float]:
     r"""∫ fn d(volume) over a manifold, and an error that the result does not exceed.
 
-    By quadrature on ℝ¹, ℝ², spheres and tori up to S³ and T³; on other manifolds of finite volume by Monte Carlo.
+    By quadrature on ℝ¹, ℝ², spheres and tori up to S³ and T³, and on the hyperbolic line and plane up to 12 from the origin; on other manifolds
+    of finite volume by Monte Carlo.
 
     Args:
         manifold: Over what.
@@ -35,7 +36,7 @@ def integrate(manifold: Manifold, fn: Callable[[Tensor], Tensor], *, points: int
     if rule is not None:
         nodes, weights = rule
         return float((weights * fn(nodes)).sum()), 1e-8
-    if not isinstance(manifold, HasUniform):
+    if not has_uniform(manifold):
         raise ValueError(f"integrate: no quadrature is known on {manifold}, and it has no finite volume to sample from")
     values = fn(points_on(manifold, points)).detach()
     volume = manifold.total_volume
@@ -43,7 +44,7 @@ def integrate(manifold: Manifold, fn: Callable[[Tensor], Tensor], *, points: int
 
 
 def grid(manifold: Manifold, points: int = 20_000) -> Grid | None:
-    """Nodes (N, *event) and weights (N,) on low-dimensional flat space, spheres and tori; None elsewhere."""
+    """Nodes (N, *event) and weights (N,) on low-dimensional flat and hyperbolic space, spheres and tori; None elsewhere."""
     if isinstance(manifold, Sphere) and manifold.dim <= 3:
         return _sphere(manifold.dim, max(8, round((points / 2) ** (1 / manifold.dim))))
     if isinstance(manifold, Torus) and manifold.dim <= 3:
@@ -54,7 +55,22 @@ def grid(manifold: Manifold, points: int = 20_000) -> Grid | None:
             return x.view(-1, *manifold.event_shape), w
         nodes = torch.cartesian_prod(x, x).view(-1, *manifold.event_shape)
         return nodes, torch.cartesian_prod(w, w).prod(-1)
+    if isinstance(manifold, PoincareBall | Hyperboloid) and manifold.dim <= 2:
+        nodes, weights = _hyperbolic(manifold.dim, points)
+        return (Hyperboloid.to_ball(nodes) if isinstance(manifold, PoincareBall) else nodes), weights
     return None
+
+
+def _hyperbolic(dim: int, points: int) -> Grid:
+    # Polar coordinates, the radius by Gauss–Legendre; the ball ends at 12.2 from its centre, so no further.
+    n = min(points, 500) if dim == 1 else max(8, round(math.sqrt(points / 2)))
+    nodes, gauss = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(n))
+    if dim == 1:
+        return torch.stack([torch.cosh(12 * nodes), torch.sinh(12 * nodes)], -1), 12 * gauss
+    radius, weights = 6 * (nodes + 1), 6 * gauss
+    circle, arcs = _sphere(1, n)
+    x = torch.cat([radius.cosh().view(-1, 1, 1).expand(-1, len(circle), 1), radius.sinh().view(-1, 1, 1) * circle], -1)
+    return x.flatten(0, 1), ((weights * radius.sinh()).unsqueeze(-1) * arcs).flatten()
 
 
 def _line(n: int) -> Grid:
@@ -87,7 +103,7 @@ def check_expectations(manifold: Manifold, samples: Tensor, log_density: Callabl
     """Samples against a density: ∫p = 1, and means of log p and of ten waves as the density says, to 5 standard errors."""
     rule = grid(manifold, 20_000)
     if rule is None:
-        if not isinstance(manifold, HasUniform):
+        if not has_uniform(manifold):
             return
         nodes = points_on(manifold, 100_000)
         rule = nodes, nodes.new_full((len(nodes),), manifold.total_volume / len(nodes))
