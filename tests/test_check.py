@@ -162,7 +162,7 @@ def test_conditions_are_part_of_every_comparison(slope, verdict):
     report = check(Flow(FreeForm(Shift(-1.0), Shift(1.0)), Normal(1), condition=1), (x, c))
     assert report["samples against data"].verdict == verdict
     assert report["normalisation"].verdict == "good"
-    assert "2 conditions" in report["normalisation"].detail
+    assert "3 conditions" in report["normalisation"].detail
 
 
 def test_weights_are_part_of_every_comparison():

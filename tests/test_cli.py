@@ -283,7 +283,16 @@ def test_evaluate_over_seeds(at, capsys):
     assert whole["together"]["nll"]["standard_deviation"] == pytest.approx(np.std(values, ddof=1))
     assert main(["evaluate", "moons/1", "moons/2"]) == 0
     assert "mean ± standard deviation over 2 runs, fit seeds 0, 1" in capsys.readouterr().out
-    assert "has another data than runs/moons/1" in failure(["evaluate", "moons/1", "globe"], capsys)
+    # Runs of other recipes are figures of their own; runs of one recipe that learned from other data have no mean.
+    assert main(["evaluate", "moons/1", "moons/2", "globe", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert list(whole["runs"]) == ["runs/moons/1", "runs/moons/2", "runs/globe/1"]
+    assert list(whole["together"]) == ["moons"]
+    shutil.copytree("runs/moons/1", "runs/moons/7")
+    recipe = Path("runs/moons/7/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("n: 600", "n: 599"))
+    assert "has another data than runs/moons/1" in failure(["evaluate", "moons/1", "moons/7"], capsys)
+    shutil.rmtree("runs/moons/7")
     assert "given twice" in failure(["evaluate", "moons", "runs/moons/2"], capsys)
 
 

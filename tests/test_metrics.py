@@ -367,7 +367,7 @@ def test_uniform_density_on_spheres(n):
 
 
 def test_sharp_peaks_are_resolved():
-    from fluvial.metrics.quadrature import _refine
+    from fluvial.metrics.normalisation import _refine
 
     class Peaks(nn.Module):
         density = KernelDensity(Sphere(2).random_uniform(5, generator=generator()), 2000.0, Sphere(2))

@@ -18,6 +18,7 @@ _HOMES = {
     "Manifold": "fluvial.manifolds",
     "Euclidean": "fluvial.manifolds",
     "Sphere": "fluvial.manifolds",
+    "Mesh": "fluvial.manifolds",
     "Torus": "fluvial.manifolds",
     "Hyperboloid": "fluvial.manifolds",
     "PoincareBall": "fluvial.manifolds",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from fluvial.flow import Flow
     from fluvial.io import load, save
     from fluvial.joint import Joint
-    from fluvial.manifolds import Euclidean, Hyperboloid, Manifold, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus, from_projection
+    from fluvial.manifolds import Euclidean, Hyperboloid, Manifold, Mesh, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus, from_projection
     from fluvial.objectives import (
         AlphaDivergence,
         Batch,

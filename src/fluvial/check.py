@@ -14,14 +14,16 @@ from fluvial.conditions import Condition, leaves, transform
 from fluvial.data import as_dataset
 from fluvial.data.problems import check_finite, check_on_manifold
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean, has_uniform
+from fluvial.manifolds import Euclidean, Manifold, SpecialOrthogonal, Sphere, Torus
 from fluvial.metrics.c2st import c2st
 from fluvial.metrics.estimate import Estimate, mean_estimate
 from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
 from fluvial.metrics.likelihood import evaluating, float_of, gap_of, log_prob, placed, reconstruction, rms_estimate
+from fluvial.metrics.normalisation import normalisation
 from fluvial.metrics.pca_gaussian import pca_gaussian
-from fluvial.metrics.quadrature import normalisation
+from fluvial.metrics.plainest import plainest
 from fluvial.metrics.report import Report, Row, Threshold, Verdict
+from fluvial.metrics.truth import true_log_prob
 from fluvial.volume import decoder_jacobian, rows_per_chunk
 
 THRESHOLDS = {
@@ -70,9 +72,11 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"check: expected a Flow, got {type(flow).__name__}; check the factors of a Joint, or the members of an Ensemble, one by one")
-    dataset = as_dataset(data, manifold=None if isinstance(flow.manifold, Euclidean) else flow.manifold)
+    dataset = as_dataset(data)
     if tuple(dataset.x.shape[1:]) != flow.manifold.event_shape:
-        raise ValueError(f"check: expected data of shape (n, {', '.join(map(str, flow.manifold.event_shape))}), got {tuple(dataset.x.shape)}")
+        shape = ", ".join(map(str, flow.manifold.event_shape))
+        raise ValueError(f"check: expected data of shape (n, {shape}), got {tuple(dataset.x.shape)}{_mend(flow.manifold, dataset.x)}")
+    dataset = as_dataset(dataset, manifold=None if isinstance(flow.manifold, Euclidean) else flow.manifold)
     if len(dataset) < 20 or samples < 20:
         raise ValueError(f"check: expected at least 20 rows of data and 20 samples, got {len(dataset)} and {samples}")
     check_finite(dataset.x, dataset.c, dataset.spec)
@@ -80,7 +84,7 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
     if len(dataset) > samples:
         dataset = dataset[torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:samples].sort().values.to(dataset.x.device)]
     with evaluating(flow):
-        truth = dataset.truth if dataset.c is None and dataset.spec.dequantize is None else None
+        truth = dataset.truth if dataset.spec.dequantize is None else None
         facts = _Facts(flow, *placed(flow, dataset, seed=seed), truth, samples, seed)
         rows = [row for section in SECTIONS for row in section(facts)]
     rows = _believed_only_so_far(rows)
@@ -88,6 +92,18 @@ def check(flow: Flow, data: Any, *, samples: int = 10_000, seed: int = 0) -> Rep
     return Report(
         tuple(rows), f"Flow on {flow.manifold} ({kind}, latent on {flow.latent_manifold}): {len(dataset)} rows of data, {facts.drawn} samples"
     )
+
+
+def _mend(manifold: Manifold, x: Tensor) -> str:
+    """How to turn angles and quaternions into points."""
+    event = tuple(x.shape[1:])
+    if isinstance(manifold, Torus) and event == (manifold.dim,):
+        return "; angles become points by Torus.from_angles (radians) or Torus.from_degrees"
+    if isinstance(manifold, SpecialOrthogonal) and manifold.n == 3 and event in ((3,), (4,)):
+        return f"; rotations become matrices by SpecialOrthogonal.from_{'quaternion' if event == (4,) else 'rotation_vector'}"
+    if isinstance(manifold, Sphere) and manifold.dim == 2 and event == (2,):
+        return "; latitude and longitude become points by data.load(…, latlon=(…))"
+    return ""
 
 
 def _believed_only_so_far(rows: list[Row]) -> list[Row]:
@@ -158,12 +174,12 @@ def _likelihood(facts: _Facts) -> list[Row]:
     )
     meaning = f"mean negative log-likelihood in nats ({where})"
     advice = "train longer or with a larger network: the plainest model describes these data better"
-    plain = None if flow.is_bottleneck else _plain_nll(facts)
+    plain = None if flow.is_bottleneck else plainest(flow.manifold, facts.x, facts.c, facts.weight)
+    true = None if flow.is_bottleneck else true_log_prob(facts.truth, facts.x, facts.c)
     if found.bad_rows:
         nll = _row("NLL", found, "doubtful", meaning, "see the rows without density")
-    elif facts.truth is not None and not flow.is_bottleneck:
-        true = facts.truth.log_prob(facts.x)
-        above = mean_estimate(true - facts.log_prob, facts.weight)
+    elif true is not None:
+        above = mean_estimate(true - facts.log_prob.double().cpu(), facts.weight)
         verdict = THRESHOLDS["NLL against the truth"].verdict(above.value / flow.manifold.dim, 2 * above.standard_error / flow.manifold.dim)
         advice = "train longer or with a larger network: the true density gives these data more likelihood"
         detail = f"the true density gives {mean_estimate(-true, facts.weight).value:.4g}; the flow lies {above} above it"
@@ -171,10 +187,9 @@ def _likelihood(facts: _Facts) -> list[Row]:
     elif plain is None:
         nll = _row("NLL", found, "not applicable" if flow.is_bottleneck else "good", meaning, advice)
     else:
-        model, value, slack = plain
-        excess = (found.value - value) / flow.manifold.dim
-        verdict = THRESHOLDS["NLL"].verdict(excess, (2 * found.standard_error + slack) / flow.manifold.dim)
-        nll = _row("NLL", found, verdict, meaning, advice, f"{model} gives {value:.4g}")
+        excess = (found.value - plain.nll) / flow.manifold.dim
+        verdict = THRESHOLDS["NLL"].verdict(excess, (2 * found.standard_error + plain.optimism) / flow.manifold.dim)
+        nll = _row("NLL", found, verdict, meaning, advice, f"{plain.name} gives {plain.nll:.4g}")
     share = found.bad_rows / n
     lost = Row(
         "rows without density",
@@ -186,31 +201,6 @@ def _likelihood(facts: _Facts) -> list[Row]:
         found.note,
     )
     return [nll, lost]
-
-
-def _plain_nll(facts: _Facts) -> tuple[str, float, float] | None:
-    """Name, NLL and optimism of the plainest model on the space: uniform, or a Gaussian fitted to these very rows; None where there is none."""
-    manifold = facts.flow.manifold
-    if has_uniform(manifold):
-        return "the uniform density", math.log(manifold.total_volume), 0.0
-    if not isinstance(manifold, Euclidean) or manifold.dim > 512 or len(facts.x) < 4 * manifold.dim:
-        return None
-    flat, w = facts.x.flatten(1).double(), torch.ones(len(facts.x), dtype=torch.float64) if facts.weight is None else facts.weight.double()
-    w = (w / w.sum()).to(flat.device).unsqueeze(1)
-    centred = flat - (w * flat).sum(0)
-    name = "a Gaussian"
-    if facts.c is not None:
-        # Around a mean that is linear in the condition: what the plainest conditional model knows.
-        given = torch.cat([leaf.flatten(1).double() for leaf in leaves(facts.c).values()], 1)
-        given = given - (w * given).sum(0)
-        centred = centred - given @ torch.linalg.lstsq(w.sqrt() * given, w.sqrt() * centred).solution
-        name = "a Gaussian with a mean linear in the condition"
-    covariance = (w * centred).T @ centred
-    sign, log_det = torch.linalg.slogdet(2 * math.pi * math.e * covariance)
-    if float(sign) <= 0 or not math.isfinite(float(log_det)):
-        return None
-    # Fitted to the rows it is judged on, it gains half a nat per parameter in the summed likelihood, twice over.
-    return name, float(log_det) / 2, manifold.dim * (manifold.dim + 3) / 2 / len(facts.x)
 
 
 def _inversion(facts: _Facts) -> list[Row]:
@@ -342,22 +332,32 @@ def _similarity_row(name: str, score: tuple[Estimate, str] | None, meaning: str,
 
 
 def _mass(facts: _Facts) -> list[Row]:
-    name, meaning = "normalisation", "integral of exp(log_prob) over the space, by quadrature; 1 for a density"
+    name, meaning = "normalisation", "integral of exp(log_prob) over the space; 1 for a density"
     advice = "raise beta until encoder and decoder agree (beta='auto'): where they disagree, log_prob is not the density of the samples"
     if facts.flow.is_bijective:
-        advice = "a bijection's density is exact: give the quadrature more points, or float64; if that does not help, a codec's ladj is wrong"
+        advice = "a bijection's density is exact: give the integral more points, or float64; if that does not help, a codec's ladj is wrong"
     n = len(facts.x)
-    conditions = [None] if facts.c is None else [transform(facts.c, lambda leaf: leaf[row]) for row in (0, n // 2)]  # noqa: B023
+    rows = [0, n // 3, 2 * n // 3]
+    conditions = [None] if facts.c is None else [transform(facts.c, lambda leaf: leaf[row]) for row in rows]  # noqa: B023
     masses = [normalisation(facts.flow, c, x=facts.x if facts.c is None else None, seed=facts.seed) for c in conditions]
     found = [mass for mass in masses if mass is not None]
     if not found:
-        why = "the density lives on the decoder's image" if facts.flow.is_bottleneck else "too many dimensions for a grid"
+        why = "the density lives on the decoder's image" if facts.flow.is_bottleneck else f"on {facts.flow.manifold} there is no rule for it"
         return [Row(name, None, None, "not applicable", meaning, why)]
-    worst = max(found, key=lambda mass: abs(mass.value - 1) if math.isfinite(mass.value) else math.inf)
-    verdict = THRESHOLDS[name].verdict(abs(worst.value - 1), worst.standard_error if math.isfinite(worst.standard_error) else 0.0)
+    worst = max(found, key=lambda mass: abs(mass.value - 1) - _chance(mass) if math.isfinite(mass.value) else math.inf)
+    verdict = THRESHOLDS[name].verdict(abs(worst.value - 1), _chance(worst))
     if verdict == "good" and worst.standard_error > THRESHOLDS[name].good:
-        verdict, advice = "doubtful", "the density is too sharp for the grid: call metrics.normalisation with more max_points"
+        verdict = "doubtful"
+        advice = "the integral is not known well enough: call metrics.normalisation with more max_points"
+        if worst.n is not None:
+            advice = "the integral is not known well enough, because samples of the flow hardly tell where its density is: train longer"
     return [_row(name, worst, verdict, meaning, advice, f"worst of {len(found)} conditions" if facts.c is not None else "")]
+
+
+def _chance(mass: Estimate) -> float:
+    """How far an integral may be off: two standard errors of a sample, or the change between grids."""
+    error = mass.standard_error if math.isfinite(mass.standard_error) else 0.0
+    return error if mass.n is None else 2 * error
 
 
 def _samples(facts: _Facts) -> list[Row]:

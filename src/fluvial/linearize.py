@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fluvial.codecs import Chain, Codec, FreeForm, Inverse
 from fluvial.codecs.free_form import call
 from fluvial.conditions import Condition
-from fluvial.manifolds import Manifold, tangent_dual
+from fluvial.manifolds import Manifold, linearize_projection
 
 Push = Callable[[Tensor], Tensor]
 
@@ -41,7 +41,8 @@ def linearize(codec: Codec, side: str, x: Tensor, c: Condition = None, *, manifo
     raw, push_raw = _linearize(codec, side, x, c)
     if manifold is None:
         return raw, raw, push_raw
-    return manifold.project(raw), raw, lambda t: tangent_dual(manifold, raw, push_raw(t))[1]
+    x, push = linearize_projection(manifold, raw)
+    return x, raw, lambda t: push(push_raw(t))
 
 
 def _linearize(codec: Codec, side: str, x: Tensor, c: Condition) -> tuple[Tensor, Push]:

@@ -1,7 +1,7 @@
 """Normal distributions wrapped around a manifold."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -165,15 +165,13 @@ def _windings(manifold: Manifold, scale: float, *, learnable: bool) -> int:
     return windings
 
 
-def _numbers(name: str, value: float | Sequence[float] | Tensor, components: int) -> float | tuple[float, ...]:
-    numbers = tuple(float(v) for v in value) if isinstance(value, Iterable) and getattr(value, "ndim", 1) else (float(value),)  # type: ignore[arg-type]
-    if not all(0 < v < math.inf for v in numbers):
+def _numbers(name: str, value: float | Sequence[float], components: int) -> float | tuple[float, ...]:
+    numbers = torch.as_tensor(value, dtype=torch.float64)
+    if not bool(((numbers > 0) & (numbers < math.inf)).all()):
         raise ValueError(f"WrappedNormal: {name} must be positive and finite, got {value}")
-    if len(numbers) == 1 and not (isinstance(value, Iterable) and getattr(value, "ndim", 1)):
-        return numbers[0]
-    if len(numbers) != components:
-        raise ValueError(f"WrappedNormal: expected {name} for {components} components, got {len(numbers)}")
-    return numbers
+    if numbers.shape not in ((), (components,)):
+        raise ValueError(f"WrappedNormal: expected {name} for {components} components, got shape {tuple(numbers.shape)}")
+    return tuple(numbers.tolist()) if numbers.ndim else float(numbers)
 
 
 def _tuples(nested: Any) -> Any:

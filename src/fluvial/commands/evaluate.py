@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from fluvial.commands.arguments import add_device, add_run, command
+from fluvial.commands.arguments import add_device, add_run, command, count
 from fluvial.recipes import NOT_PUBLISHED, published
 from fluvial.runs import Run
 
@@ -46,6 +46,7 @@ IDEAL = {
     "c2st_auc_rounded": "0.5",
     "normalisation": "1",
 }
+BY_CLASS = {"rows": "rows", "nll": "test NLL{decoder}", "kernel_density": "kernel density", "c2st": "C2ST accuracy", "c2st_auc": "C2ST area"}
 SAME = ("data", "split", "flow", "objective")
 
 
@@ -58,15 +59,19 @@ def add(parsers: Any) -> None:
         description="""\
 Compute the figures of a run on the test rows, which training never saw: negative log-likelihood of the decoder (the density that
 sample draws from) and of the encoder, reconstruction error, a classifier two-sample test (C2ST) of samples, the integral of the
-density in low dimension; beside them the uniform density, a kernel density estimate on the same split, the true density of toys, and
-PCA of the same dimension for bottlenecks. For a flow trained on an energy: effective samples, log Z and divergences by importance weights,
-and the test rows are exact samples of the energy, where there are such. Errors (±) are one standard error over the test rows.
+density; beside them the uniform density, a kernel density estimate on the same split, the true density of synthetic data, and
+PCA of the same dimension for bottlenecks. Where the condition is one of few classes, also class by class. For a flow trained on an energy:
+effective samples, log Z and divergences by importance weights, and the test rows are exact samples of the energy, where there are such.
+Errors (±) are one standard error over the test rows.
 
-Writes metrics.json into the run folder. With several runs of one recipe (other fit.seed) it also gives mean ± standard deviation.""",
-        examples="  fluvial evaluate airports-quick\n  fluvial evaluate runs/moons/1 runs/moons/2 runs/moons/3 --json",
+Writes metrics.json into the run folder. With several runs of one recipe (other fit.seed) it also gives mean ± standard deviation; of several
+recipes, those whose run or data are missing are named as not run.""",
+        examples="  fluvial evaluate airports-quick\n  fluvial evaluate runs/moons/1 runs/moons/2 runs/moons/3 --json\n"
+        "  fluvial evaluate moons --fresh 50_000       new rows of the true density in place of the test rows",
     )
     add_run(parser, several=True)
     parser.add_argument("--seed", type=int, default=0, help="of samples, classifiers and dequantisation; default 0")
+    parser.add_argument("--fresh", metavar="N", type=count, help="synthetic data: N new rows of the true density in place of the test rows")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     add_device(parser)
     parser.set_defaults(run=run)
@@ -77,23 +82,54 @@ def run(arguments: argparse.Namespace) -> int:
     from fluvial.commands.figures import figures
     from fluvial.training.settings import training_device
 
-    runs = [Run.find(name) for name in arguments.runs]
-    _check_comparable(runs)
+    runs, not_run = _find(arguments.runs)
+    recipes = _by_recipe(runs)
     device = training_device(arguments.device, "32")
-    found = []
-    for place in runs:
-        entries = figures(place, seed=arguments.seed, device=device)
-        place.write("metrics.json", entries)
-        found.append(entries)
-        if not arguments.json:
-            print(f"{place.path}\n{table(entries)}\n", flush=True)
-    together = summary(found) if len(found) > 1 else {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for recipe, places in recipes.items():
+        for place in places:
+            try:
+                entries = figures(place, seed=arguments.seed, device=device, fresh=arguments.fresh)
+            except FileNotFoundError as error:
+                if len(runs) + len(not_run) == 1:
+                    raise
+                not_run[str(place.path)] = str(error)
+                continue
+            place.write("metrics.json", entries)
+            found.setdefault(recipe, []).append(entries | {"path": str(place.path)})
+            if not arguments.json:
+                print(f"{place.path}\n{table(entries)}\n", flush=True)
+        if not arguments.json and len(found.get(recipe, ())) > 1:
+            print(_table_together(found[recipe], summary(found[recipe])) + ("\n" if len(recipes) > 1 else ""), flush=True)
     if arguments.json:
-        whole = {"runs": {str(place.path): entries for place, entries in zip(runs, found)}, "together": together} if together else found[0]
-        print(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
-    elif together:
-        print(_table_together(found, together))
-    return 0
+        print(json.dumps(_as_json(found, not_run), indent=2, ensure_ascii=False, allow_nan=False))
+    for name, reason in {} if arguments.json else not_run.items():
+        print(f"{name}\n  not run: {reason}")
+    return 0 if found else 2
+
+
+def _find(names: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
+    """The runs of the names, and why some have none; of a single name that is an error."""
+    runs, not_run = [], {}
+    for name in names:
+        try:
+            runs.append(Run.find(name))
+        except FileNotFoundError as error:
+            if len(names) == 1:
+                raise
+            not_run[name] = str(error)
+    return runs, not_run
+
+
+def _as_json(found: dict[str, list[dict[str, Any]]], not_run: dict[str, str]) -> dict[str, Any]:
+    """The figures of a single run as they are; of several by folder, with their means: of one recipe at once, of several by recipe."""
+    every = [entries for runs in found.values() for entries in runs]
+    bare = {entries["path"]: {key: value for key, value in entries.items() if key != "path"} for entries in every}
+    if len(bare) == 1 and not not_run:
+        return next(iter(bare.values()))
+    means = {recipe: summary(runs) for recipe, runs in found.items() if len(runs) > 1}
+    together: dict[str, Any] = means if len(found) != 1 else next(iter(means.values()), {})
+    return {"runs": bare, "together": together} | ({"not_run": not_run} if not_run else {})
 
 
 def table(entries: dict[str, Any]) -> str:
@@ -112,10 +148,11 @@ def table(entries: dict[str, Any]) -> str:
         cells.append((_label(label, entries), _text(entries["figures"][name]), " · ".join(notes)))
         if name == "nll" and "truth" in references:
             truth = references["truth"]
-            entropy = f"; its entropy is {truth['entropy']['value']:.5g}" if "entropy" in truth else ""
+            entropy = f"; its entropy is {_text(truth['entropy'])}" if "entropy" in truth else ""
             cells.append((EXCESS, _text(truth["excess"]), f"row by row{entropy}"))
     first, second = (max(len(cell[k]) for cell in cells) for k in (0, 1))
     lines += [f"  {label:<{first}}  {value:<{second}}  {note}".rstrip() for label, value, note in cells]
+    lines += _table_by_class(entries)
     lines += [f"  {name}: {entry['note']}" for name, entry in entries["figures"].items() if entry.get("bad_rows")]
     lines += [f"  warning: {text}" for text in entries.get("warnings", [])]
     if entries["is_bottleneck"]:
@@ -125,12 +162,25 @@ def table(entries: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _table_by_class(entries: dict[str, Any]) -> list[str]:
+    """The lines about single classes of the condition."""
+    found = entries.get("by_class") or {}
+    if not found:
+        return []
+    columns = [(name, label) for name, label in BY_CLASS.items() if any(name in of_class for of_class in found.values())]
+    cells = [["by class", *(_label(label, entries) for _, label in columns)]]
+    cells += [[name, *(_text(of_class[key]) if key in of_class else "–" for key, _ in columns)] for name, of_class in found.items()]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in cells]
+
+
 def _where(entries: dict[str, Any]) -> str:
     """Which rows the figures belong to."""
     data, rows = entries["data"], entries["data"]["rows"]
     if rows["train"]:
         return (
-            f"{data['name'] or 'data'}{', synthetic' if data['synthetic'] else ''} on {data['manifold']}: {rows['test']} test rows "
+            f"{data['name'] or 'data'}{', synthetic' if data['synthetic'] else ''} on {data['manifold']}: {rows['test']} "
+            f"{'fresh rows of the true density' if data.get('fresh') else 'test rows'} "
             f"({rows['train']} training, {rows['validation']} validation) · split seed {data['split_seed']}"
         )
     beside = f"beside {rows['test']} {data['name']}" if rows["test"] else "its energy cannot be sampled exactly, so no NLL and no C2ST"
@@ -166,8 +216,8 @@ def _table_together(found: Sequence[dict[str, Any]], together: dict[str, Any]) -
     return "\n".join(lines)
 
 
-def _check_comparable(runs: Sequence[Run]) -> None:
-    """Runs that are averaged differ in how they were trained at most.
+def _by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by the name of their recipe. Those of one recipe, which are averaged, differ in how they were trained at most.
 
     Raises:
         ValueError: Naming what differs.
@@ -175,12 +225,18 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     if len({place.path.resolve() for place in runs}) < len(runs):
         raise ValueError("evaluate: a run is given twice")
     recipes = [place.recipe() for place in runs] if len(runs) > 1 else []
+    first: dict[str, tuple[Run, Any]] = {}
     for place, recipe in zip(runs, recipes):
+        other, its_recipe = first.setdefault(recipe.name, (place, recipe))
         for section in SAME:
-            if recipe.section(section) != recipes[0].section(section):
+            if recipe.section(section) != its_recipe.section(section):
                 raise ValueError(
-                    f"evaluate: {place.path} has another {section} than {runs[0].path}, so there is no mean of the two; evaluate them one by one"
+                    f"evaluate: {place.path} has another {section} than {other.path}, so there is no mean of the two; evaluate them one by one"
                 )
+    groups: dict[str, list[Run]] = {}
+    for k, place in enumerate(runs):
+        groups.setdefault(recipes[k].name if recipes else "", []).append(place)
+    return groups
 
 
 def _label(label: str, entries: dict[str, Any]) -> str:

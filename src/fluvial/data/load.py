@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fluvial.data.coordinates import coordinates
 from fluvial.data.dataset import Dataset
 from fluvial.data.table import Chosen, choose, numbers
 from fluvial.manifolds import Manifold
@@ -22,6 +23,12 @@ def load(
     condition: str | Sequence[str] | None = None,
     weight: str | None = None,
     latlon: Sequence[str] | None = None,
+    degrees: str | Sequence[str] | None = None,
+    radians: str | Sequence[str] | None = None,
+    quaternion: Sequence[str] | None = None,
+    scalar_first: bool = False,
+    rotation_vector: Sequence[str] | None = None,
+    rotation_matrix: Sequence[str] | None = None,
     manifold: Manifold | None = None,
     noise: float | Sequence[float] = 0.0,
     dequantize: float | Sequence[float] | None = None,
@@ -38,13 +45,23 @@ def load(
 
     Nothing is ever unpickled. Empty fields become NaN, which `Dataset.check` names.
 
+    Columns may stand for points of a manifold: latlon, degrees, radians, quaternion, rotation_vector, rotation_matrix. Several of these, or one
+    beside columns, make points of a `Product` whose factors come in this order, flat columns last; columns not named are then left out. So
+    ``quaternion=["qx", "qy", "qz", "qw"], columns=["x", "y", "z"]`` are poses, on ``Product(SpecialOrthogonal(3), Euclidean(3))``.
+
     Args:
         path: The file.
         columns: Columns that become x; default all that are not condition or weight.
         condition: Columns that become the condition c, in this order.
         weight: Column that holds the weights.
         latlon: Two columns, latitude and longitude in degrees, that become unit vectors on ``Sphere(2)``; in place of columns.
-        manifold: Where the samples live.
+        degrees: k columns, angles in degrees within ±360, that become points of ``Torus(k)``.
+        radians: k columns, angles in radians within ±2π, that become points of ``Torus(k)``.
+        quaternion: Four columns, x, y, z, w, of quaternions of any length but 0, that become rotations of ``SpecialOrthogonal(3)``.
+        scalar_first: Whether the columns of the quaternion are w, x, y, z.
+        rotation_vector: Three columns, axis times angle in radians, that become rotations.
+        rotation_matrix: Nine columns, the entries row by row, that become the nearest rotations; refused where they are off by more than 1e-3.
+        manifold: Where the samples live; for columns that are points of it already.
         noise: Standard deviation of Gaussian noise in training, one number or one per column.
         dequantize: Width of uniform noise in training, one number or one per column.
         drop_constant: Leave constant columns out.
@@ -54,7 +71,8 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, broken, pickled, of an unknown kind or ragged, a column unknown or not made of numbers.
+        ValueError: If the file is empty, broken, pickled, of an unknown kind or ragged, a column unknown or not made of numbers, or numbers are
+            no such coordinates; the message names the row.
 
     Example:
         >>> import tempfile
@@ -72,9 +90,20 @@ def load(
         raise ValueError(f"{path}: {kind}; data is read from {', '.join(READERS)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
-    wishes: dict[str, Any] = {"columns": columns, "condition": condition, "weight": weight, "latlon": latlon}
     try:
-        found = read(path, wishes)
+        groups = coordinates(
+            columns=columns,
+            scalar_first=scalar_first,
+            latlon=latlon,
+            degrees=degrees,
+            radians=radians,
+            quaternion=quaternion,
+            rotation_vector=rotation_vector,
+            rotation_matrix=rotation_matrix,
+        )
+        if groups is not None and manifold is not None:
+            raise ValueError(f"manifold={manifold} and {groups[0].kind}= both say where the samples live; leave manifold out")
+        found = read(path, {"columns": columns, "condition": condition, "weight": weight, "groups": groups})
         if manifold is not None:
             found["manifold"] = manifold
         return Dataset(**found, noise=noise, dequantize=dequantize, drop_constant=drop_constant, name=path.stem)
@@ -263,7 +292,7 @@ def _assemble_array(arrays: dict[str, np.ndarray], wishes: dict[str, Any]) -> di
     if len(labels) != x.shape[1]:
         raise ValueError(f"{len(labels)} names for the {x.shape[1]} columns of x")
     others = {key: array for key, array in arrays.items() if key not in ("x", "names") and array.shape == x.shape[:1]}
-    if wishes["columns"] is None and wishes["latlon"] is None:
+    if wishes["columns"] is None and wishes["groups"] is None:
         used = choose([*labels, *others], **wishes, where="the file")
         wishes = wishes | {"columns": [name for name in labels if name in used.x]}
     if wishes["weight"] is None and "weight" in others:

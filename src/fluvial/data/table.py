@@ -6,24 +6,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fluvial.data.latlon import unit_vectors
-from fluvial.manifolds import Sphere
+from fluvial.data.coordinates import Coordinates, assemble
 
 
 class Chosen(NamedTuple):
     """Names of the columns that become x, c and weight.
 
     Attributes:
-        x: Columns of x, in order; (latitude, longitude) where `is_latlon`.
+        groups: Columns of x, in order, and what they stand for.
         c: Columns of c, in order; empty without condition.
         weight: Column of the weights, or None.
-        is_latlon: Whether x is to become unit vectors.
     """
 
-    x: list[str]
+    groups: list[Coordinates]
     c: list[str]
     weight: str | None
-    is_latlon: bool
+
+    @property
+    def x(self) -> list[str]:
+        """Columns of x, in order."""
+        return [name for group in self.groups for name in group.names]
 
     @property
     def needed(self) -> list[str]:
@@ -32,9 +34,7 @@ class Chosen(NamedTuple):
 
     def assemble(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Arguments of `Dataset` from the columns by name, each of shape (n,)."""
-        found: dict[str, Any] = {"x": np.stack([arrays[name] for name in self.x], 1), "names": self.x}
-        if self.is_latlon:
-            found = {"x": unit_vectors(*(arrays[name] for name in self.x)), "names": ["x", "y", "z"], "manifold": Sphere(2)}
+        found = assemble(self.groups, arrays)
         if self.c:
             found |= {"c": np.stack([arrays[name] for name in self.c], 1), "condition_names": self.c}
         if self.weight is not None:
@@ -48,10 +48,18 @@ def choose(
     columns: str | Sequence[str] | None = None,
     condition: str | Sequence[str] | None = None,
     weight: str | None = None,
-    latlon: Sequence[str] | None = None,
+    groups: list[Coordinates] | None = None,
     where: str,
 ) -> Chosen:
     """Decide what each column is for.
+
+    Args:
+        present: All columns that there are.
+        columns: Those of x; default all that are not condition or weight.
+        condition: Those of c.
+        weight: That of the weights.
+        groups: Those of x and what they stand for, in place of columns.
+        where: What holds them, for messages.
 
     Raises:
         ValueError: If a name occurs twice, is unknown, has two uses, or nothing is left for x.
@@ -59,16 +67,14 @@ def choose(
     if len(set(present)) < len(present):
         twice = next(name for name in present if present.count(name) > 1)
         raise ValueError(f"{where}: column name {twice!r} occurs {present.count(twice)} times; give every column its own name")
-    if latlon is not None and (columns is not None or len(latlon) != 2 or isinstance(latlon, str)):
-        raise ValueError(f"latlon: expected the names of two columns (latitude, longitude) and no columns=, got {latlon!r} and {columns!r}")
     c = _names(condition)
-    x = _names(columns if latlon is None else latlon)
+    x = _names(columns) if groups is None else [name for group in groups for name in group.names]
     for name in (*x, *c, *([] if weight is None else [weight])):
         if name not in present:
             raise ValueError(f"{where}: no column {name!r}; there are {', '.join(map(repr, present))}")
     if not x:
         x = [name for name in present if name not in c and name != weight]
-    chosen = Chosen(x, c, weight, latlon is not None)
+    chosen = Chosen([Coordinates("columns", x)] if groups is None else groups, c, weight)
     for name in chosen.needed:
         if chosen.needed.count(name) > 1:
             raise ValueError(f"{where}: column {name!r} is given two uses; it can be data, condition or weight once")

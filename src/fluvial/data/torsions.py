@@ -173,7 +173,7 @@ def protein_torsions(kind: str = "General", *, root: str | Path | None = None, n
     )
     path = _find("protein_torsions", ("protein.tsv", "protein.tsv.gz"), wanted, root)
     texts, degrees = _table(path, texts=slice(3, 4), angles=slice(1, 3))
-    degrees = degrees[[row[0].replace("-", "") == kind for row in texts]]
+    degrees = degrees[[row[0].replace("-", "").strip().casefold() == kind.casefold() for row in texts]]
     if len(degrees) != KINDS[kind]:
         raise ValueError(f"{path}: expected {KINDS[kind]} rows of subtype {kind}, got {len(degrees)}; fetch the table again")
     return Dataset(

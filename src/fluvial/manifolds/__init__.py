@@ -2,9 +2,10 @@
 
 from fluvial.manifolds.euclidean import Euclidean
 from fluvial.manifolds.hyperboloid import Hyperboloid
-from fluvial.manifolds.manifold import HasUniform, Manifold, has_uniform, random_tangent, tangent_dual
+from fluvial.manifolds.manifold import HasUniform, Manifold, has_uniform, linearize_projection, random_tangent, tangent_dual
+from fluvial.manifolds.mesh import Mesh
 from fluvial.manifolds.poincare_ball import PoincareBall
-from fluvial.manifolds.product import Product
+from fluvial.manifolds.product import Product, product
 from fluvial.manifolds.projected import Projected, from_projection
 from fluvial.manifolds.special_orthogonal import SpecialOrthogonal
 from fluvial.manifolds.sphere import Sphere
@@ -15,6 +16,7 @@ __all__ = [
     "HasUniform",
     "Hyperboloid",
     "Manifold",
+    "Mesh",
     "PoincareBall",
     "Product",
     "Projected",
@@ -23,6 +25,8 @@ __all__ = [
     "Torus",
     "from_projection",
     "has_uniform",
+    "linearize_projection",
+    "product",
     "random_tangent",
     "tangent_dual",
 ]

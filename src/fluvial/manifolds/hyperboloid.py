@@ -94,11 +94,14 @@ class Hyperboloid(Manifold):
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """D (y + ⟨x, y⟩ x) / sinh d, of the distance d."""
         d = self.distance(x, y).unsqueeze(-1)
-        # y + ⟨x, y⟩x = (y − x) − ½⟨y − x, y − x⟩ x, without the cancellation of nearly equal points.
-        step = y - x
-        flat = step - 0.5 * _minkowski(step, step).unsqueeze(-1) * x
+        # y + ⟨x, y⟩x = (y − x) − ½⟨y − x, y − x⟩ x: near x without cancellation, far from it (with cosh d in place of the product) without overflow.
+        far = d > 1
+        step = torch.where(far, 0.0, y - x)
+        near = step - 0.5 * _minkowski(step, step).unsqueeze(-1) * x
         tiny = d < 1e-12
-        return torch.where(tiny, 1.0, d / torch.sinh(torch.where(tiny, 1.0, d))) * flat
+        safe = torch.where(tiny, 1.0, d)
+        beyond = torch.where(far, d, 1.0)
+        return torch.where(far, beyond * (y / torch.sinh(beyond) - x / torch.tanh(beyond)), torch.where(tiny, 1.0, safe / torch.sinh(safe)) * near)
 
     def norm(self, x: Tensor, v: Tensor) -> Tensor:
         r"""√⟨v, v⟩ of Minkowski space, shape (\*batch,)."""

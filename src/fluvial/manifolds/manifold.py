@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -150,6 +150,22 @@ def length(v: Tensor, axes: int) -> Tensor:
     square = v.flatten(v.ndim - axes).square().sum(-1)
     nothing = square < 1e-60 if v.dtype == torch.float64 else square < 1e-36
     return torch.where(nothing, 0.0, torch.sqrt(torch.where(nothing, 1.0, square)))
+
+
+@runtime_checkable
+class HasLinearize(Protocol):
+    """A manifold whose projection is so dear that its derivative must not compute it again."""
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """project(x), and the map of directions (K, *x.shape) to the directional derivatives."""
+        ...
+
+
+def linearize_projection(manifold: Manifold, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """project(x), and the map of directions (K, *x.shape) to its derivatives along them."""
+    if isinstance(manifold, HasLinearize):
+        return manifold.linearize(x)
+    return manifold.project(x), lambda t: tangent_dual(manifold, x, t)[1]
 
 
 def tangent_dual(manifold: Manifold, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The nearest rotation of a matrix, with derivatives that do not see the order of its singular values."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,39 +22,55 @@ def polar_factor(x: Tensor) -> Tensor:
     So R₀ is decomposed without graph, and three steps R ← R exp(Ω), SΩ + ΩS = Rᵀx − xᵀR, which change nothing in value, bring in the
     derivatives up to the third.
     """
+    return _with_derivatives(_decompose(x), x)
+
+
+def polar_linearize(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The same, and the map of directions t (K, *x.shape) to its derivatives RΩ, SΩ + ΩS = Rᵀt − tᵀR."""
     polar = _decompose(x)
-    if not (torch.is_grad_enabled() and x.requires_grad) and torch._C._functorch.maybe_current_level() is None:
-        return polar.rotation
+    r = _with_derivatives(polar, x)
+    s = r.transpose(-1, -2) @ x
+    s = (s + s.transpose(-1, -2)) / 2
+
+    def push(t: Tensor) -> Tensor:
+        rt = r.transpose(-1, -2) @ t
+        right = rt - rt.transpose(-1, -2)
+        omega = _solve(polar, right)
+        if _followed(s):
+            # Zero in value; each correction is one more derivative of S.
+            for _ in range(2):
+                change = _solve(polar, right - s @ omega - omega @ s)
+                omega = omega + (change - change.detach())
+        return r @ omega
+
+    return r, push
+
+
+def _with_derivatives(polar: _Polar, x: Tensor) -> Tensor:
     r = polar.rotation
-    for _ in range(3):
+    for _ in range(3 if _followed(x) else 0):
         rx = r.transpose(-1, -2) @ x
         omega = _solve(polar, rx - rx.transpose(-1, -2))
+        # 0 but for rounding, which is not worth keeping and large where singular values cancel.
+        omega = omega - omega.detach()
         square = omega @ omega
         r = r + r @ (omega + square / 2 + omega @ square / 6)
     return r
 
 
-def polar_dual(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrices x and directions t (K, *x.shape) -> R and its derivatives RΩ, SΩ + ΩS = Rᵀt − tᵀR."""
-    polar = _decompose(x)
-    r = polar_factor(x)
-    s = r.transpose(-1, -2) @ x
-    s = (s + s.transpose(-1, -2)) / 2
-    rt = r.transpose(-1, -2) @ t
-    right = rt - rt.transpose(-1, -2)
-    omega = _solve(polar, right)
-    if torch.is_grad_enabled() and (s.requires_grad or right.requires_grad) or torch._C._functorch.maybe_current_level() is not None:
-        # Zero in value; each correction is one more derivative of S.
-        for _ in range(2):
-            omega = omega + _solve(polar, right - s @ omega - omega @ s)
-    return r, r @ omega
+def _followed(x: Tensor) -> bool:
+    """Whether anybody asks for derivatives: a graph, or a function transform."""
+    return (torch.is_grad_enabled() and x.requires_grad) or torch._C._functorch.maybe_current_level() is not None
 
 
 def _decompose(x: Tensor) -> _Polar:
-    u, sigma, vh = torch.linalg.svd(x.detach())
+    x = x.detach()
+    bad = ~torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
+    # LAPACK refuses a whole batch for one NaN.
+    u, sigma, vh = torch.linalg.svd(torch.where(bad, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), x))
     sign = torch.where(torch.linalg.det(u @ vh) < 0, -1.0, 1.0).to(x.dtype)
     signs = torch.cat([torch.ones_like(sigma[..., 1:]), sign.unsqueeze(-1)], -1)
-    return _Polar(u * signs.unsqueeze(-2) @ vh, vh.transpose(-1, -2), sigma * signs)
+    return _Polar(torch.where(bad, torch.nan, u * signs.unsqueeze(-2) @ vh), vh.transpose(-1, -2), sigma * signs)
 
 
 def _solve(polar: _Polar, right: Tensor) -> Tensor:
@@ -62,7 +79,10 @@ def _solve(polar: _Polar, right: Tensor) -> Tensor:
     sums = values.unsqueeze(-1) + values.unsqueeze(-2)
     # Where two singular values cancel the nearest rotation jumps: a large derivative stands for none.
     floor = 1e-6 * values[..., :1].abs().unsqueeze(-1) + torch.finfo(values.dtype).tiny ** 0.25
-    return v @ ((v.transpose(-1, -2) @ right @ v) / torch.maximum(sums, floor)) @ v.transpose(-1, -2)
+    rotated = v.transpose(-1, -2) @ right @ v
+    # Skew to the last bit: on the diagonal rounding would be divided by the floor, again in every step.
+    rotated = (rotated - rotated.transpose(-1, -2)) / 2
+    return v @ (rotated / torch.maximum(sums, floor)) @ v.transpose(-1, -2)
 
 
 def square_root(r: Tensor) -> Tensor:

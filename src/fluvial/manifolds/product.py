@@ -1,13 +1,13 @@
 """Products of manifolds."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.manifold import HasUniform, HasWrappedNormal, Manifold, has_uniform, has_wrapped_normal, normals, tangent_dual
+from fluvial.manifolds.manifold import HasUniform, HasWrappedNormal, Manifold, has_uniform, has_wrapped_normal, linearize_projection, normals
 
 
 class Product(Manifold):
@@ -57,7 +57,7 @@ class Product(Manifold):
         Raises:
             AttributeError: If wrapped normal densities are not known on one of them.
         """
-        return any([self._wrapped(factor).wraps for factor in self.factors])  # of a list, so that every factor is asked
+        return sum(self._wrapped(factor).wraps for factor in self.factors) > 0  # a sum, so that every factor is asked
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         r"""Points (\*batch, size) -> the points of the factors, each (\*batch, \*event)."""
@@ -82,8 +82,13 @@ class Product(Manifold):
 
     def project_dual(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Ambient x and directions t (K, *x.shape) -> the projection and its derivatives, factor by factor."""
-        pairs = [tangent_dual(factor, p, d) for factor, p, d in zip(self.factors, self.split(x), self.split(t))]
-        return self.join(*(p for p, _ in pairs)), self.join(*(d for _, d in pairs))
+        y, push = self.linearize(x)
+        return y, push(t)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The projection and its derivative as a map, factor by factor."""
+        pairs = [linearize_projection(factor, p) for factor, p in zip(self.factors, self.split(x))]
+        return self.join(*(y for y, _ in pairs)), lambda t: self.join(*(push(d) for (_, push), d in zip(pairs, self.split(t))))
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """Factor by factor."""
@@ -168,6 +173,17 @@ class Product(Manifold):
             # Of this type, so that asking whether they are known says no.
             raise AttributeError(f"Product: no wrapped normal densities are known on {factor}")
         return factor
+
+
+def product(factors: Sequence[Manifold]) -> Product:
+    """The product of a list of manifolds, for recipes, whose arguments all have names.
+
+    Example:
+        >>> from fluvial.manifolds import Sphere
+        >>> product(factors=[Sphere(2), Sphere(1)])
+        Product(Sphere(2), Sphere(1))
+    """
+    return Product(*factors)
 
 
 def _root(lengths: list[Tensor]) -> Tensor:

@@ -1,13 +1,14 @@
 """Rotations."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fluvial.manifolds.manifold import Manifold, length, normals
-from fluvial.manifolds.polar import polar_dual, polar_factor
+from fluvial.manifolds.polar import polar_factor, polar_linearize
 from fluvial.manifolds.rotations import (
     log_rotation,
     matrix_from_quaternion,
@@ -101,7 +102,12 @@ class SpecialOrthogonal(Manifold):
 
     def project_dual(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Ambient x and directions t (K, *x.shape) -> the nearest rotation R and its derivatives RΩ, SΩ + ΩS = Rᵀt − tᵀR with S = Rᵀx."""
-        return polar_dual(x, t)
+        y, push = polar_linearize(x)
+        return y, push(t)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The nearest rotation and its derivative as a map, with one decomposition for both."""
+        return polar_linearize(x)
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """X times the skew part of xᵀu."""

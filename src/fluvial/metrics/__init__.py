@@ -7,8 +7,10 @@ from fluvial.metrics.kernel_density import KernelDensity, kernel_density_nll
 from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
 from fluvial.metrics.likelihood import Gap, Reconstruction, encoder_decoder_gap, figures, nll, reconstruction
 from fluvial.metrics.mmd import squared_mmd
+from fluvial.metrics.monte_carlo import integral_by_sampling
+from fluvial.metrics.normalisation import normalisation
 from fluvial.metrics.pca_gaussian import PCAGaussian, pca_gaussian
-from fluvial.metrics.quadrature import box_grid, circle_grid, normalisation, sphere_grid, torus_grid
+from fluvial.metrics.quadrature import box_grid, circle_grid, hyperbolic_grid, sphere_grid, torus_grid
 
 __all__ = [
     "C2ST",
@@ -23,7 +25,9 @@ __all__ = [
     "circle_grid",
     "encoder_decoder_gap",
     "figures",
+    "hyperbolic_grid",
     "importance",
+    "integral_by_sampling",
     "kernel_density_nll",
     "kolmogorov_smirnov",
     "mean_estimate",

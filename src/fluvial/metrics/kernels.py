@@ -1,51 +1,19 @@
-"""Kernels of density estimates: one for each kind of space, all Gaussian in some embedding."""
+"""Kernels of density estimates: one for each kind of space."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fluvial.manifolds import Euclidean, Hyperboloid, Manifold, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus
+from fluvial.manifolds import Euclidean, Hyperboloid, Manifold, Mesh, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus
+from fluvial.metrics.kernel import Kernel
+from fluvial.metrics.mesh_kernel import ChordGaussian
 from fluvial.metrics.quadrature import lorentz_boost
 
 # Radii are drawn from tables of so many cells, which end where the density is e⁻⁴⁰ of its peak.
 CELLS = 2**13
 TAIL = 40.0
-
-
-class Kernel(ABC):
-    r"""A bump around every point of a manifold.
-
-    .. math:: k(x, y) = h_\tau(y)\, e^{-\frac\tau2 |\phi(x) - \phi(y)|^2}
-
-    The length in feature space may be that of Minkowski space, with the time coordinates first; τ is 1/width² or a concentration.
-
-    Attributes:
-        is_relative: Whether a bandwidth is a width, τ = 1/width², in units of the spread of the points; otherwise it is τ itself.
-        times: Which features are times and count negatively, or None.
-    """
-
-    is_relative: bool = False
-    times: Tensor | None = None
-
-    @abstractmethod
-    def features(self, x: Tensor) -> Tensor:
-        r"""φ of points (n, \*event) in float64, shape (n, features)."""
-
-    @abstractmethod
-    def log_height(self, tau: float, points: Tensor) -> Tensor:
-        r"""Log h of kernels around points (m, \*event), shape (m,) or (1,) where all are alike."""
-
-    @abstractmethod
-    def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
-        r"""One draw from the kernel around each of the points (n, \*event), same shape."""
-
-    def square(self, features: Tensor) -> Tensor:
-        """|φ|², shape (n,)."""
-        signed = features if self.times is None else torch.where(self.times, -features, features)
-        return (signed * features).sum(1)
 
 
 class Gaussian(Kernel):
@@ -54,17 +22,22 @@ class Gaussian(Kernel):
     is_relative = True
 
     def __init__(self, points: Tensor) -> None:
+        # Centred, so that large numbers with small differences keep their digits.
+        self.centre = points.flatten(1).mean(0)
         self.scale = points.flatten(1).std(0, correction=0)
         if not bool((self.scale > 0).all()):
             raise ValueError(f"KernelDensity: column {int((self.scale <= 0).nonzero()[0])} is constant and has no density; leave it out")
 
     def features(self, x: Tensor) -> Tensor:
-        return x.flatten(1) / self.scale
+        """φ, shape (n, features)."""
+        return (x.flatten(1) - self.centre) / self.scale
 
     def log_height(self, tau: float, points: Tensor) -> Tensor:
+        """Log h, shape (m,) or (1,)."""
         return len(self.scale) / 2 * math.log(tau / (2 * math.pi)) - self.scale.log().sum(0, keepdim=True)
 
     def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+        """One draw around each of the points, same shape."""
         return points + _normals(points.flatten(1), generator).mul(self.scale / math.sqrt(tau)).view_as(points)
 
 
@@ -75,12 +48,15 @@ class VonMisesFisher(Kernel):
         self.dim = dim
 
     def features(self, x: Tensor) -> Tensor:
+        """φ, shape (n, features)."""
         return x
 
     def log_height(self, tau: float, points: Tensor) -> Tensor:
+        """Log h, shape (m,) or (1,)."""
         return torch.tensor([_log_vmf_height(self.dim, tau)], dtype=torch.float64)
 
     def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+        """One draw around each of the points, same shape."""
         angle = _radii(len(points), lambda r: tau * (torch.cos(r) - 1) + (self.dim - 1) * torch.log(torch.sin(r)), math.pi, tau, generator)
         sphere = Sphere(self.dim)
         side = sphere.project(sphere.to_tangent(points, _normals(points, generator)))
@@ -94,12 +70,15 @@ class VonMises(Kernel):
         self.dim = dim
 
     def features(self, x: Tensor) -> Tensor:
+        """φ, shape (n, features)."""
         return x.flatten(1)
 
     def log_height(self, tau: float, points: Tensor) -> Tensor:
+        """Log h, shape (m,) or (1,)."""
         return torch.tensor([self.dim * _log_vmf_height(1, tau)], dtype=torch.float64)
 
     def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+        """One draw around each of the points, same shape."""
         turn = _radii(len(points) * self.dim, lambda r: tau * (torch.cos(r) - 1), math.pi, tau, generator).view(-1, self.dim)
         turn = turn * torch.where(torch.rand(turn.shape, generator=generator, dtype=turn.dtype) < 0.5, -1.0, 1.0)
         return Torus.from_angles(Torus.to_angles(points) + turn)
@@ -112,16 +91,19 @@ class MatrixFisher(Kernel):
         self.n = n
 
     def features(self, x: Tensor) -> Tensor:
+        """φ, shape (n, features)."""
         # ½|R − S|² of the features is 1 − cos θ.
         return x.flatten(1) * math.sqrt(0.5)
 
     def log_height(self, tau: float, points: Tensor) -> Tensor:
+        """Log h, shape (m,) or (1,)."""
         if self.n == 2:
             return torch.tensor([_log_vmf_height(1, tau)], dtype=torch.float64)
         kappa = torch.tensor([tau], dtype=torch.float64)
         return -math.log(8 * math.pi**2) - torch.log(torch.special.i0e(kappa) - torch.special.i1e(kappa))
 
     def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+        """One draw around each of the points, same shape."""
         if self.n == 2:
             flat = VonMises(1).draw(points[:, None, :, 0], tau, generator).squeeze(1)
             return torch.stack([flat, torch.stack([-flat[:, 1], flat[:, 0]], -1)], -1)
@@ -138,15 +120,18 @@ class Hyperbolic(Kernel):
         self.times = torch.arange(manifold.dim + 1) == 0
 
     def features(self, x: Tensor) -> Tensor:
+        """φ, shape (n, features)."""
         return Hyperboloid.from_ball(x) if isinstance(self.manifold, PoincareBall) else x
 
     def log_height(self, tau: float, points: Tensor) -> Tensor:
+        """Log h, shape (m,) or (1,)."""
         from scipy.special import kve
 
         order = (self.manifold.dim - 1) / 2
         return torch.tensor([-math.log(2) - order * math.log(2 * math.pi / tau) - math.log(kve(order, tau))], dtype=torch.float64)
 
     def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+        """One draw around each of the points, same shape."""
         n = self.manifold.dim
         farthest = math.acosh(1 + (TAIL + 10 * n) / tau)
         radius = _radii(
@@ -181,15 +166,18 @@ class Joined(Kernel):
         self.spread = [math.sqrt(v) for v in variance]
 
     def features(self, x: Tensor) -> Tensor:
+        """φ, shape (n, features)."""
         parts = zip(self.kernels, self.manifold.split(x), self.spread)
         return torch.cat([kernel.features(part) / spread for kernel, part, spread in parts], 1)
 
     def log_height(self, tau: float, points: Tensor) -> Tensor:
+        """Log h, shape (m,) or (1,)."""
         parts = zip(self.kernels, self.manifold.split(points), self.spread)
         heights = [kernel.log_height(tau / spread**2, part) for kernel, part, spread in parts]
         return heights[0] if len(heights) == 1 else sum(heights[1:], heights[0])
 
     def draw(self, points: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+        """One draw around each of the points, same shape."""
         parts = zip(self.kernels, self.manifold.split(points), self.spread)
         return self.manifold.join(*(kernel.draw(part, tau / spread**2, generator) for kernel, part, spread in parts))
 
@@ -198,7 +186,7 @@ def has_kernel(manifold: Manifold) -> bool:
     """Whether there is a kernel for a manifold."""
     if isinstance(manifold, Product):
         return all(map(has_kernel, manifold.factors))
-    return isinstance(manifold, Euclidean | Sphere | Torus | Hyperboloid | PoincareBall) or (
+    return isinstance(manifold, Euclidean | Sphere | Torus | Hyperboloid | PoincareBall | Mesh) or (
         isinstance(manifold, SpecialOrthogonal) and manifold.n <= 3
     )
 
@@ -220,11 +208,12 @@ def kernel_on(manifold: Manifold, points: Tensor) -> Kernel:
         return Hyperbolic(manifold)
     if isinstance(manifold, SpecialOrthogonal) and manifold.n <= 3:
         return MatrixFisher(manifold.n)
+    if isinstance(manifold, Mesh):
+        return ChordGaussian(manifold)
     if isinstance(manifold, Product):
         return Joined(manifold, points)
-    raise TypeError(
-        f"KernelDensity: kernels exist on Euclidean and hyperbolic space, spheres, tori, rotations up to SO(3), meshes and their products, got {manifold}"
-    )
+    where = "on flat and hyperbolic space, spheres, tori, rotations up to SO(3), meshes, and products of these"
+    raise TypeError(f"KernelDensity: kernels exist {where}, got {manifold}")
 
 
 def _normals(like: Tensor, generator: torch.Generator | None) -> Tensor:

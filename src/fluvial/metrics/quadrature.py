@@ -1,20 +1,14 @@
-"""Does the density integrate to 1?"""
+"""Points and weights of quadrature, in low dimension."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fluvial.codecs import Chain, Wrap
-from fluvial.conditions import Condition
-from fluvial.manifolds import Euclidean, Manifold, Sphere, Torus
-from fluvial.metrics.estimate import Estimate
-from fluvial.metrics.likelihood import evaluating, float_of
+from fluvial.manifolds import Torus
 
 Grid = tuple[Tensor, Tensor]
-POINTS_AT_A_TIME = 2**14
 
 
 def circle_grid(n: int) -> Grid:
@@ -93,108 +87,38 @@ def box_grid(low: Tensor, high: Tensor, n: int) -> Grid:
     return points, torch.full((len(points),), float((high - low).prod()) / len(points), dtype=torch.float64)
 
 
-def normalisation(
-    flow: nn.Module,
-    c: Condition = None,
-    *,
-    x: Tensor | None = None,
-    box: tuple[Tensor, Tensor] | None = None,
-    tolerance: float = 2e-3,
-    max_points: int = 150_000,
-    seed: int = 0,
-) -> Estimate | None:
-    r"""The integral of the density that ``flow.log_prob`` returns, by quadrature; 1 for a normalised one.
+def hyperbolic_grid(n: int, radius: float, dim: int = 2) -> Grid:
+    r"""Points of the hyperboloid within a distance of its lowest point, and their weights in Riemannian volume, float64.
 
-    .. math:: \int_M e^{\log p(x|c)}\, \mathrm{d}V(x)
-
-    On S¹, S², T¹, T² and in one or two flat dimensions. The resolution doubles until two successive results agree or the points are used up.
+    Gauss–Legendre in the geodesic radius r (n nodes), in the plane times the trapezoid rule in the angle (2n nodes) with the weight sinh r.
+    The points run over the angle fastest.
 
     Args:
-        flow: A `Flow`. A free-form one is integrated as it is: the decoder's density at encode(x).
-        c: One condition, leaves of shape (\*condition event), or None.
-        x: In flat space, points that the box must hold, shape (n, \*event): data, besides 4096 samples of the flow.
-        box: In flat space, (low, high) to use instead of a box around samples and x widened by half its size on every side.
-        tolerance: Agreement asked for.
-        max_points: Number of points of the finest grid at most.
-        seed: Seed of the samples that make the box.
+        n: Nodes along the radius; on the line, 2n nodes from −radius to radius.
+        radius: The largest distance.
+        dim: 1 or 2.
 
     Returns:
-        The integral, with the difference between the last two resolutions as its error and grid or box in its note;
-        None where there is no such rule: more than two dimensions, other manifolds, and bottlenecks, whose density lives on a surface.
+        Points of shape (2n, 2) or (2n², 3), weights of shape (2n,) or (2n²,).
 
     Example:
-        >>> from fluvial.bases import Normal
-        >>> from fluvial.codecs import Standardize
-        >>> from fluvial.flow import Flow
-        >>> print(round(normalisation(Flow(Standardize(1), Normal(1))).value, 3))
-        1.0
+        >>> points, weights = hyperbolic_grid(16, 2.0)
+        >>> round(float(weights.sum()), 9) == round(2 * math.pi * (math.cosh(2.0) - 1), 9)
+        True
     """
-    manifold: Manifold = flow.manifold
-    if flow.is_bottleneck:
-        return None
-    if isinstance(manifold, Sphere) and manifold.dim in (1, 2):
-        rule, first, where = (circle_grid, 64, "S¹") if manifold.dim == 1 else (sphere_grid, 32, "S²")
-    elif isinstance(manifold, Torus) and manifold.dim in (1, 2):
-        rule, first, where = (lambda n: torus_grid(n, manifold.dim)), (64 if manifold.dim == 1 else 32), f"T{'¹²'[manifold.dim - 1]}"
-    elif isinstance(manifold, Euclidean) and manifold.dim in (1, 2):
-        low, high = (_period(flow) or _box(flow, c, x, seed)) if box is None else box
-        rule, first = (lambda n: box_grid(low, high, n)), 32
-        where = "box " + " × ".join(f"[{a:.4g}, {b:.4g}]" for a, b in zip(low.flatten().tolist(), high.flatten().tolist()))
-    else:
-        return None
-    return _refine(flow, c, rule, manifold, first=first, where=where, tolerance=tolerance, max_points=max_points)
+    nodes, node_weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(n))
+    r, w = (nodes + 1) * radius / 2, node_weights * radius / 2
+    if dim == 1:
+        r, w = torch.cat([-r.flip(0), r]), torch.cat([w.flip(0), w])
+        return torch.stack([torch.cosh(r), torch.sinh(r)], -1), w
+    angle = math.pi * torch.arange(2 * n, dtype=torch.float64) / n
+    r = r.unsqueeze(1).expand(n, 2 * n)
+    points = torch.stack([torch.cosh(r), torch.sinh(r) * angle.cos(), torch.sinh(r) * angle.sin()], -1)
+    return points.view(-1, 3), (w.unsqueeze(1) * torch.sinh(r) * math.pi / n).flatten()
 
 
-def _refine(
-    flow: nn.Module,
-    c: Condition,
-    rule: Callable[[int], Grid],
-    manifold: Manifold,
-    *,
-    first: int,
-    where: str,
-    tolerance: float,
-    max_points: int,
-) -> Estimate:
-    like = float_of(flow)
-    growth = 2 if manifold.dim == 1 else 4
-    n, previous, agreements = first, math.nan, 0
-    while True:
-        points, weights = rule(n)
-        points = points.view(-1, *manifold.event_shape)
-        total = 0.0
-        for start in range(0, len(points), POINTS_AT_A_TIME):
-            chunk = manifold.project(points[start : start + POINTS_AT_A_TIME].to(like))
-            with evaluating(flow):
-                density = flow.log_prob(chunk, c).double().exp().cpu()
-            total += float((weights[start : start + POINTS_AT_A_TIME] * density).sum())
-        difference = abs(total - previous)
-        # A grid too coarse to see a peak agrees with one that is too: only two agreements in a row count.
-        agreements = agreements + 1 if difference < tolerance else 0
-        if agreements == 2 or len(points) * growth > max_points or not math.isfinite(total):
-            return Estimate(total, difference, note=f"{len(points)} points on {where}; the error is the change from the grid half as fine")
-        n, previous = 2 * n, total
-
-
-def _period(flow: nn.Module) -> Grid | None:
-    """The box of one period where the flow takes its coordinates modulo one."""
-    first = flow.codec.parts[0] if isinstance(flow.codec, Chain) else flow.codec
-    if not isinstance(first, Wrap):
-        return None
-    n = first.features
-    return torch.full((n,), first.low, dtype=torch.float64), torch.full((n,), first.high, dtype=torch.float64)
-
-
-def _box(flow: nn.Module, c: Condition, x: Tensor | None, seed: int) -> Grid:
-    like = float_of(flow)
-    generator = torch.Generator(like.device).manual_seed(seed)
-    with evaluating(flow):
-        inside = flow.sample(4096, c, generator=generator).flatten(1).double()
-    inside = inside[torch.isfinite(inside).all(1)]
-    if x is not None:
-        inside = torch.cat([inside, x.to(inside).flatten(1)])
-    if len(inside) == 0:
-        raise ValueError("normalisation: no sample of the flow is finite, so there is no box to integrate over; give box=(low, high)")
-    low, high = inside.min(0).values.cpu(), inside.max(0).values.cpu()
-    margin = ((high - low) / 2).clamp_min(1e-6)
-    return low - margin, high + margin
+def lorentz_boost(x: Tensor, y: Tensor) -> Tensor:
+    r"""Points y of the hyperboloid moved by the isometry that takes its lowest point to x, both of shape (\*batch, n + 1)."""
+    time, space = x[..., :1], x[..., 1:]
+    along = (space * y[..., 1:]).sum(-1, keepdim=True)
+    return torch.cat([time * y[..., :1] + along, y[..., 1:] + (y[..., :1] + along / (1 + time)) * space], -1)

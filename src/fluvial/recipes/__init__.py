@@ -5,6 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fluvial.recipes.extends import resolve
+
 _FOLDER = files(__name__)
 _ENDINGS = (".yaml", ".yml")
 
@@ -20,18 +22,22 @@ def names() -> list[str]:
 
 
 def text(name: str) -> str:
-    """The YAML of a packaged recipe.
+    """The YAML of a packaged recipe, with what it extends filled in.
 
     Raises:
         ValueError: If there is none of that name.
     """
+    return resolve(name, _written(name), _written)
+
+
+def _written(name: str) -> str:
     if name not in names():
         raise ValueError(unknown(name))
     return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def locate(recipe: str) -> tuple[str, str]:
-    """Name and YAML text of a recipe, packaged or in a file.
+    """Name and YAML text of a recipe, packaged or in a file; either may say ``extends: NAME`` and then only how it differs from that one.
 
     Args:
         recipe: The name of a packaged recipe, or the path of a .yaml file.
@@ -45,7 +51,7 @@ def locate(recipe: str) -> tuple[str, str]:
         if not path.is_file():
             raise FileNotFoundError(f"recipe {recipe}: there is no such file")
         try:
-            return path.stem, path.read_text(encoding="utf-8")
+            return path.stem, resolve(path.stem, path.read_text(encoding="utf-8"), _written)
         except UnicodeDecodeError:
             raise ValueError(f"recipe {recipe} is not a text file in UTF-8") from None
     return recipe, text(recipe)

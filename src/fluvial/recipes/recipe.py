@@ -140,6 +140,20 @@ class Recipe:
             )
         return rows
 
+    def missing_data(self) -> str | None:
+        """Why its data cannot be read here; None where they can, or need no files.
+
+        Data that are drawn, rather than read, from a file are not asked for where a folder of data is known: that may take long.
+        """
+        arguments = {} if self.without_data else self._tree.data.get("init_args") or {}
+        if "root" not in arguments or ("n" in arguments and os.environ.get("FLUVIAL_DATA")):
+            return None
+        try:
+            self._built("data")
+        except FileNotFoundError as error:
+            return str(error).removeprefix(f"recipe {self.name}: data: ")
+        return None
+
     def test(self) -> Dataset:
         """Rows that training does not see: those of the split, or without data exact samples of the energy.
 
@@ -236,6 +250,11 @@ def _check_mapping(name: str, text: str) -> None:
 
 
 def _refuse(name: str, error: Exception, section: str = "") -> NoReturn:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, FileNotFoundError):
+        cause = cause.__cause__
+    if cause is not None:
+        raise FileNotFoundError(f"recipe {name}: {section}: {cause}") from error
     text = complaint(str(error), keys())
     if isinstance(error, TypeError) and not isinstance(error, ArgumentError):
         raise TypeError(f"recipe {name}: {section}: {text}") from error

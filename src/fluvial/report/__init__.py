@@ -14,38 +14,49 @@ if TYPE_CHECKING:
     from fluvial.report.histograms import marginal
     from fluvial.report.inversion import distances
     from fluvial.report.learning import curves
+    from fluvial.report.mesh_plot import surfaces
     from fluvial.report.pictures import images
     from fluvial.report.plane import density, scatter
-    from fluvial.report.ramachandran import torus_map
+    from fluvial.report.poincare_disc import disc
+    from fluvial.report.ramachandran import class_maps, torus_map
+    from fluvial.report.rotations import rotation_map
 
 # Figure -> module that defines it. plotly is loaded when the first one is asked for.
 _HOMES = {
     "circle": "angular",
+    "class_maps": "ramachandran",
     "corner": "corner_plot",
     "curves": "learning",
     "density": "plane",
+    "disc": "poincare_disc",
     "distances": "inversion",
     "images": "pictures",
     "latent": "draws",
     "marginal": "histograms",
+    "rotation_map": "rotations",
     "samples": "draws",
     "scatter": "plane",
+    "surfaces": "mesh_plot",
     "torus_map": "ramachandran",
     "world_map": "globe",
 }
 
 __all__ = [
     "circle",
+    "class_maps",
     "corner",
     "curves",
     "density",
+    "disc",
     "distances",
     "images",
     "latent",
     "marginal",
     "page",
+    "rotation_map",
     "samples",
     "scatter",
+    "surfaces",
     "torus_map",
     "world_map",
     "write",

@@ -13,6 +13,7 @@ from fluvial.report.theme import DATA, DENSITY_SCALE, LINE, as_rows, blank, colo
 
 WIDTH, HEIGHT = 2 * math.sqrt(2), math.sqrt(2)  # half axes of the ellipse
 COLUMNS, ROWS = 200, 100
+WIDE = 620  # pixels of a map, broader than other figures
 NATS_SHOWN = 10.0  # of log-density below its largest value: what is rarer by more is drawn in the lowest colour
 
 
@@ -40,7 +41,7 @@ def world_map(
         like: A tensor with the dtype and device of the points that the function takes; default float32 on the CPU.
         limits: Log-densities at both ends of the colours; default the largest value and 10 nats below it, or less where nothing is so low.
         degrees: Label the graticule (every 60° of longitude, 30° of latitude) with degrees.
-        cells: Columns and rows of the grid on which a function is asked.
+        cells: Columns and rows of the grid on which a function is asked; of a coarser one the colours are interpolated.
 
     Example:
         >>> uniform = lambda x: torch.full((len(x),), -math.log(4 * math.pi))
@@ -57,7 +58,7 @@ def on_map(trace: go.Heatmap | go.Scatter, *, degrees: bool, colours: bool = Fal
     """A trace in the plane of the map, with the graticule over it, and room for a scale of colours if it has one."""
     field = isinstance(trace, go.Heatmap)
     bar = 40 if field or colours else 0  # pixels for the scale of colours
-    figure = blank(width=620, height=320 + bar)
+    figure = blank(width=WIDE, height=320 + bar)
     figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8 + bar}, showlegend=False)
     figure.update_xaxes(visible=False, range=[-1.05 * WIDTH, 1.05 * WIDTH], constrain="domain")
     figure.update_yaxes(visible=False, range=[-1.08 * HEIGHT, 1.08 * HEIGHT], scaleanchor="x", scaleratio=1, constrain="domain")
@@ -110,29 +111,40 @@ def log_density_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def _colours(log_prob: Callable[[Tensor], Tensor], like: Tensor, limits: tuple[float, float] | None, cells: tuple[int, int]) -> go.Heatmap:
-    columns, rows = cells
-    x = ((np.arange(columns) + 0.5) / columns * 2 - 1) * WIDTH
-    y = ((np.arange(rows) + 0.5) / rows * 2 - 1) * HEIGHT
-    theta = np.arcsin(y / HEIGHT)
-    latitude = np.arcsin(np.clip((2 * theta + np.sin(2 * theta)) / np.pi, -1, 1))[:, None]
-    longitude = np.pi * x[None, :] / (WIDTH * np.cos(theta)[:, None])
-    inside = np.abs(longitude) <= np.pi
-    grid = np.stack(np.broadcast_arrays(np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), -1)
-    values = np.full((rows, columns), np.nan)
+    x, y = _centres(cells)
+    # Cells that only overlap the map are asked at its edge.
+    beyond = np.hypot(x / WIDTH, y / HEIGHT)
+    asked = beyond < (1 if cells == (COLUMNS, ROWS) else 1.1)
+    x, y = (a[asked] * np.minimum(1, 1 / beyond[asked]) for a in (x, y))
+    theta = np.arcsin(np.clip(y / HEIGHT, -1, 1))
+    latitude = np.arcsin(np.clip((2 * theta + np.sin(2 * theta)) / np.pi, -1, 1))
+    longitude = np.pi * x / (WIDTH * np.maximum(np.cos(theta), 1e-9))
+    points = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], -1)
+    values = np.full(asked.shape, np.nan)
     with torch.no_grad():
-        values[inside] = log_prob(torch.as_tensor(grid[inside]).to(like)).double().cpu().numpy()
+        values[asked] = log_prob(torch.as_tensor(points).to(like)).double().cpu().numpy()
     low, high = limits if limits is not None else log_density_limits(values)
+    # −∞ would be drawn as a hole; it is the lowest colour.
+    values = np.maximum(values, low - 1)
+    if cells != (COLUMNS, ROWS):
+        values = torch.nn.functional.interpolate(torch.as_tensor(values)[None, None], size=(ROWS, COLUMNS), mode="bilinear")[0, 0].numpy()
+    x, y = _centres((COLUMNS, ROWS))
     return go.Heatmap(
-        x=numbers(x),
-        y=numbers(y),
-        # −∞ would be drawn as a hole; it is the lowest colour.
-        z=numbers(np.where(inside & ~np.isnan(values), np.maximum(values, low - 1), np.nan)),
+        x=numbers(x[0]),
+        y=numbers(y[:, 0]),
+        z=numbers(np.where(np.hypot(x / WIDTH, y / HEIGHT) < 1, values, np.nan)),
         zmin=low,
         zmax=high,
         colorscale=DENSITY_SCALE,
         colorbar=colour_bar(),
         hovertemplate="log-density %{z:.3g}<extra></extra>",
     )
+
+
+def _centres(cells: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Centres of the cells of a grid over the map, two arrays of shape (rows, columns)."""
+    columns, rows = cells
+    return np.meshgrid(((np.arange(columns) + 0.5) / columns * 2 - 1) * WIDTH, ((np.arange(rows) + 0.5) / rows * 2 - 1) * HEIGHT)
 
 
 def _markers(points: np.ndarray, colour: str) -> go.Scatter:

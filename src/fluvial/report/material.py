@@ -10,9 +10,11 @@ from torch import Tensor
 from fluvial.conditions import Condition
 from fluvial.data import Dataset, as_dataset
 from fluvial.flow import Flow
+from fluvial.manifolds import Euclidean
 from fluvial.metrics.likelihood import placed
 from fluvial.report.draws import MOST_DRAWN, base_draws, condition_of, decode, draw, encode
 from fluvial.report.settings import Setting, settings
+from fluvial.report.theme import generator
 
 MOST_ROWS = 5000  # of data, for everything but the figures that were computed elsewhere
 
@@ -110,13 +112,24 @@ class Material:
 
     @property
     def distance(self) -> Tensor:
-        """Distance of every row to its reconstruction, shape (n,)."""
-        return self.flow.manifold.distance(self.x, self.rebuilt)
+        """Distance of every row to its reconstruction, in a straight line where the space knows no other, shape (n,)."""
+        try:
+            return self.flow.manifold.distance(self.x, self.rebuilt)
+        except NotImplementedError:
+            return (self.x - self.rebuilt).flatten(1).norm(dim=1)
 
     @property
     def spread(self) -> float:
-        """Root mean square distance of the rows from their mean, in the embedding."""
+        """How far the rows lie apart, to compare distances with: root mean square distance from their mean, or 1/√2 of that between two of them."""
         flat = self.x.flatten(1).double()
         share = torch.ones_like(flat[:, 0]) if self.weight is None else self.weight.double()
-        share = (share / share.sum()).unsqueeze(1)
+        share = share / share.sum()
+        if not isinstance(self.flow.manifold, Euclidean):
+            try:
+                # There is no mean on a curved space, but the two are the same in flat space.
+                first, second = torch.multinomial(share, 2 * len(share), replacement=True, generator=generator(share, self.seed)).chunk(2)
+                return float((self.flow.manifold.distance(self.x[first], self.x[second]).double().square().mean() / 2).sqrt())
+            except NotImplementedError:
+                pass
+        share = share.unsqueeze(1)
         return float((share * (flat - (share * flat).sum(0)).square()).sum().clamp_min(0).sqrt())

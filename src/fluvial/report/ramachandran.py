@@ -1,18 +1,20 @@
 """Maps of the torus: one angle against another, in degrees, as Ramachandran drew them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from fluvial.manifolds import Torus
 from fluvial.report.globe import log_density_limits
 from fluvial.report.plane import points
-from fluvial.report.theme import DATA, DENSITY_SCALE, blank, colour_bar, numbers
+from fluvial.report.theme import DATA, DENSITY_SCALE, blank, colour_bar, numbers, styled
 
 CELLS = 120
 TICKS = list(range(-180, 181, 60))
@@ -60,6 +62,41 @@ def torus_map(
     else:
         figure.add_trace(points(degrees(what), colour, weight=weight))
     return figure
+
+
+def class_maps(pairs: Mapping[str, tuple[go.Figure, go.Figure]], *, most: int = 1000) -> go.Figure:
+    """Small maps of points for every class, data and samples side by side.
+
+    Args:
+        pairs: Class -> what `torus_map` drew of its data and of samples for it.
+        most: Markers in one map at most.
+
+    Example:
+        >>> points = Torus.from_angles(torch.zeros(5, 2))
+        >>> len(class_maps({"glycine": (torus_map(points), torus_map(points))}).data)
+        2
+    """
+    across = min(2, len(pairs))
+    down = math.ceil(len(pairs) / across)
+    titles = [f"{name}: {of}" for name in pairs for of in ("data", "samples")]
+    height, width = 262 * down + 40, 512 * across + 40
+    # Titles stand in the gaps between the rows, which are of the same height however many there are.
+    gaps = {"horizontal_spacing": 0.02, "vertical_spacing": 0.0 if down == 1 else 34 / height}
+    figure = make_subplots(down, 2 * across, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True, **gaps)
+    styled(figure, height=height, width=width).update_layout(showlegend=False, margin={"t": 30})
+    for k, drawn in enumerate(chain.from_iterable(pairs.values())):
+        (trace,) = drawn.data
+        step = max(1, math.ceil(len(trace.x) / most))
+        small = {"x": trace.x[::step], "y": trace.y[::step], "marker": trace.marker.to_plotly_json() | {"size": 2.6}}
+        figure.add_trace(go.Scatter(mode="markers", hovertemplate=trace.hovertemplate, **small), row=k // (2 * across) + 1, col=k % (2 * across) + 1)
+    axis = {"range": [-180, 180], "tickvals": [-120, 0, 120], "showline": True, "mirror": True}
+    figure.update_xaxes(**axis).update_yaxes(**axis)
+    first = next(iter(pairs.values()))[0].layout
+    for k in range(max(0, len(titles) - 2 * across), len(titles)):
+        # The lowest map of every column, which need not be in the last row.
+        figure.update_xaxes(showticklabels=True, title=first.xaxis.title, row=k // (2 * across) + 1, col=k % (2 * across) + 1)
+    figure.update_yaxes(title=first.yaxis.title, col=1)
+    return figure.update_annotations(font={"size": 12})
 
 
 def degrees(x: Any) -> np.ndarray:

@@ -14,7 +14,9 @@ from fluvial.report.globe import angles, mollweide, on_map
 from fluvial.report.theme import as_rows, colour_bar, numbers, thinned
 
 TILT_SCALE = "Phase"  # cyclic, and of a middling lightness all around
+# Of the grid over which densities are summed: 90 000 rotations, or 25 000.
 CELLS, TILTS = (88, 44), 30
+COARSE_CELLS, COARSE_TILTS = (52, 26), 24
 
 
 def rotation_map(x: Any, *, weight: Tensor | None = None) -> go.Figure:
@@ -56,7 +58,8 @@ def rotation_map(x: Any, *, weight: Tensor | None = None) -> go.Figure:
             "colorscale": TILT_SCALE,
             "opacity": 0.85,
             "line": {"width": 0},
-            "colorbar": colour_bar() | {"tickvals": list(range(-180, 181, 60)), "ticksuffix": "°"},
+            "colorbar": colour_bar()
+            | {"tickvals": list(range(-180, 181, 60)), "ticktext": [f"{a}°".replace("-", "−") for a in range(-180, 181, 60)]},
         },
         customdata=numbers(np.concatenate([vector, np.linalg.norm(vector, axis=1, keepdims=True)], 1)),
         hovertemplate=(

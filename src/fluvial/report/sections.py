@@ -4,18 +4,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fluvial.manifolds import Euclidean, Sphere, Torus
+from fluvial.manifolds import Mesh, Product, Torus
 from fluvial.report.blocks import Cell, Panel, Section, Table
+from fluvial.report.coordinates import coordinates
 from fluvial.report.corner_plot import corner
-from fluvial.report.draws import column_labels, latent_figures, sample_figures
-from fluvial.report.globe import angles
+from fluvial.report.draws import frame_of, sample_figures
+from fluvial.report.globe import WIDE
 from fluvial.report.histograms import marginal, most_different
 from fluvial.report.inversion import distances
 from fluvial.report.learning import clock, curves
 from fluvial.report.material import Material
-from fluvial.report.pictures import image_frame, images
+from fluvial.report.pictures import images
 from fluvial.report.plane import window
-from fluvial.report.ramachandran import EDGES, angle_labels, degrees
+from fluvial.report.ramachandran import class_maps
+from fluvial.report.spaces import MOST_ANGLES, OF_FACTOR, Figures, compared_latents
 from fluvial.report.tables import check, configuration, figures
 from fluvial.report.theme import as_rows
 
@@ -57,14 +59,13 @@ def samples(material: Material) -> Section:
         sample_figures(flow, material.x, material.c, material.weight, setting, spec=spec, truth=truth, view=view, seed=material.seed)
         for setting in material.settings
     ]
-    titles = list(found[0])
-    span = {1: "full", 2: "half", 4: "half"}.get(len(titles), "third")
-    if isinstance(flow.manifold, Sphere) and flow.manifold.dim == 2:
-        span = "half"
     panels = [
-        Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title, ""), "full" if title == "Log-density of the flow" else span)
-        for title in titles
+        Panel(title, [figures[title] for figures in found], _SAMPLE_CAPTIONS.get(title.split(OF_FACTOR)[-1], ""), span)
+        for title, span in _spans(material, found[0]).items()
     ]
+    if isinstance(flow.manifold, Torus) and flow.manifold.dim == 2 and len(found) > 1 and material.settings[0].exact:
+        pairs = {setting.label: (figures["Data"], figures["Samples"]) for setting, figures in zip(material.settings, found)}
+        panels.append(Panel("All conditions at once", [class_maps(pairs)], "For every condition the data and, to their right, the samples.", "full"))
     lead = "The samples should look like another draw of the data: no detail blurred, no bridge between separate parts, none missing."
     settings = [setting.label for setting in material.settings] if material.c is not None else []
     if settings and not material.settings[0].exact:
@@ -74,6 +75,19 @@ def samples(material: Material) -> Section:
     return Section("samples", "Samples beside data", lead, panels, settings=settings)
 
 
+def _spans(material: Material, found: Figures) -> dict[str, str]:
+    """How wide each figure is."""
+    titles = list(found)
+    usual = {1: "full", 2: "half", 4: "half"}.get(len(titles), "third")
+    if isinstance(material.flow.manifold, Product):
+        return {title: "full" if title.split(OF_FACTOR)[-1].startswith(("Pairs", "Density, ")) else "half" for title in titles}
+    if isinstance(material.flow.manifold, Mesh) or any(figure.layout.width == WIDE for figure in found.values()):
+        # A wide map of a density without the true one to compare with has a row of its own.
+        return {title: "full" if len(titles) == 3 and "og-density" in title else "half" for title in titles}
+    return dict.fromkeys(titles, usual)
+
+
+_CONTOURS = "Contours that hold 50 % and 90 % of the rows. It is good if the two colours run on top of each other."
 _SAMPLE_CAPTIONS = {
     "Density of the flow": "The density that log_prob returns. It is good if it is high where the data are, dark where there are none.",
     "True density": "The density the data were drawn from, in the same colours.",
@@ -86,7 +100,31 @@ _SAMPLE_CAPTIONS = {
         "It is good if it is bright where the data cluster; the uniform density would be −3.68 everywhere."
     ),
     "True log-density of the angles": "That of the density the data were drawn from, in the same colours.",
-    "Pairs of angles": "Contours that hold 50 % and 90 % of the rows. It is good if the two colours run on top of each other.",
+    "Pairs of angles": _CONTOURS,
+    "Pairs of columns": _CONTOURS,
+    "True log-density": "That of the density the data were drawn from, in the same colours.",
+    "Log-density of the direction": (
+        "Log-density, in nats per unit area of the unit sphere, of the direction into which a rotation turns the x axis, whatever its tilt; in "
+        "equal-area (Mollweide) projection. It is good if it is bright where the data cluster; the uniform density would be −2.53 everywhere."
+    ),
+    "True log-density of the direction": "That of the density the data were drawn from, in the same colours.",
+    "Data, coloured by tilt": (
+        "Held-out data. The place on the map is the direction into which a rotation turns the x axis, the colour how far it turns about that "
+        "direction; pointing at a marker shows its rotation vector."
+    ),
+    "Samples, coloured by tilt": "Drawn from the flow, one pass of the decoder each. Places and colours should be those of the data.",
+    "Log-density on the disc": (
+        "Log-density in nats per unit of hyperbolic area, in the Poincaré disc: its boundary is infinitely far away, and the thin circles have the "
+        "distances 1, 2, 3 and 4 from the centre. It is good if it is bright where the data cluster."
+    ),
+    "True log-density on the disc": "That of the density the data were drawn from, in the same colours.",
+    "Density on the surface": (
+        "The density that log_prob returns, per unit of area, at the centre of every face. It is good if it is high where the data are, dark where "
+        "there are none. Dragging turns all surfaces together."
+    ),
+    "True density on the surface": "The density the data were drawn from, in the same colours.",
+    "Density of the data": "Held-out data, each row spread over the area that holds about twenty of them, in the same colours.",
+    "Density of the samples": "Samples of the flow, spread over the same area. The two should differ by no more than chance.",
     "Data": "Held-out data, which the flow was not trained on.",
     "Samples": "Drawn from the flow, one pass of the decoder each.",
     "Their reconstructions": "decode(encode(x)) of the data beside: what the latent keeps. They should be recognisably the same.",
@@ -97,36 +135,30 @@ _SAMPLE_CAPTIONS = {
 
 def marginals(material: Material) -> Section | None:
     """Single columns, and pairs of them."""
-    manifold = material.flow.manifold
-    if isinstance(manifold, Sphere | Euclidean | Torus) and manifold.dim == 1:
+    manifold, spec = material.flow.manifold, material.dataset.spec
+    data, drawn = (coordinates(manifold, x, names=spec.names, units=spec.units) for x in (material.x, material.samples))
+    if len(data.labels) == 1:
         return None  # the samples are shown in just this way already
     lead = "Samples / data should stay at 1 within the errors; a slope or a dip shows where the flow puts too much or too little."
-    if isinstance(manifold, Sphere) and manifold.dim == 2:
-        (lon, lat), (lon_s, lat_s) = angles(as_rows(material.x)), angles(as_rows(material.samples))
-        to_degrees = 57.29577951308232
-        pairs = [("longitude, degrees", lon * to_degrees, lon_s * to_degrees), ("latitude, degrees", lat * to_degrees, lat_s * to_degrees)]
-        return Section(
-            "marginals", "Marginals", lead, [Panel("", [marginal(a, b, name=name, weight=material.weight)], "", "half") for name, a, b in pairs]
-        )
-    if isinstance(manifold, Torus):
-        turned, pushed, labels = degrees(material.x), degrees(material.samples), angle_labels(material.dataset.spec.names, manifold.dim)
-        panels = [
-            Panel("", [marginal(turned[:, k], pushed[:, k], name=f"{labels[k]}, degrees", weight=material.weight, edges=EDGES)], "", "half")
-            for k in most_different(turned, pushed)
-        ]
-        return Section("marginals", "Marginals", lead, panels)
-    data, drawn = as_rows(material.x), as_rows(material.samples)
-    names = column_labels(material.dataset.spec, data.shape[1])
-    chosen = most_different(data, drawn)
+    torus = isinstance(manifold, Torus)
+    chosen = most_different(data.values, drawn.values, MOST_ANGLES if torus else 6)
+    half = len(chosen) in (1, 2, 4)
     panels = [
-        Panel("", [marginal(data[:, k], drawn[:, k], name=names[k], weight=material.weight)], "", "half" if len(chosen) < 3 else "third")
+        Panel(
+            "",
+            [marginal(data.values[:, k], drawn.values[:, k], name=data.labels[k], weight=material.weight, edges=data.edges[k])],
+            "",
+            "half" if half else "third",
+        )
         for k in chosen
     ]
-    if data.shape[1] > len(chosen):
-        lead += f" Of {data.shape[1]} columns these are the {len(chosen)} in which data and samples differ most."
-    if data.shape[1] > 2 and image_frame(manifold.event_shape, material.dataset.spec.names) is None:
-        caption = "Contours that hold 50 % and 90 % of the rows. It is good if the two colours run on top of each other."
-        panels.append(Panel("Pairs of columns", [corner(data, drawn, names=names, weight=material.weight)], caption, "full"))
+    if len(data.labels) > len(chosen):
+        lead += f" Of {len(data.labels)} columns these are the {len(chosen)} in which data and samples differ most."
+    pairs = data.independent
+    if len(pairs) > 2 and not torus and frame_of(manifold, spec.names) is None:
+        names = [data.labels[k] for k in pairs]
+        figure = corner(data.values[:, pairs], drawn.values[:, pairs], names=names, weight=material.weight)
+        panels.append(Panel("Pairs of columns", [figure], _CONTOURS, "full"))
     return Section("marginals", "Marginals", lead, panels)
 
 
@@ -142,7 +174,7 @@ def reconstruction(material: Material) -> Section:
     caption = "It is good if the whole histogram lies well to the left of the spread of the data, and no tail reaches it."
     panels = [Panel("", [distances(distance, spread=material.spread, weight=material.weight)], caption, "full")]
     worst = distance.nan_to_num(nan=float("inf")).argsort(descending=True)
-    frame = image_frame(material.flow.manifold.event_shape, material.dataset.spec.names)
+    frame = frame_of(material.flow.manifold, material.dataset.spec.names)
     if frame is None:
         return Section("reconstruction", "Reconstruction", lead, panels, [_worst(material, worst[:8].tolist())])
     values = as_rows(material.x)
@@ -154,16 +186,13 @@ def reconstruction(material: Material) -> Section:
 
 def _worst(material: Material, rows: list[int]) -> Table:
     """Rows and their reconstructions, in their first few columns."""
-    flat, rebuilt = as_rows(material.x), as_rows(material.rebuilt)
-    labels, manifold = column_labels(material.dataset.spec, flat.shape[1]), material.flow.manifold
-    if isinstance(manifold, Torus):
-        flat, rebuilt = degrees(material.x), degrees(material.rebuilt)
-        labels = [f"{name}, degrees" for name in angle_labels(material.dataset.spec.names, manifold.dim)]
-    distance, shown = material.distance, min(flat.shape[1], 4)
-    names = labels[:shown]
+    manifold, spec = material.flow.manifold, material.dataset.spec
+    seen, again = (coordinates(manifold, x, names=spec.names, units=spec.units) for x in (material.x, material.rebuilt))
+    shown = seen.independent[:4]
+    names = [seen.labels[k] for k in shown]
+    distance = material.distance
     cells = [
-        [Cell(str(k)), Cell(f"{float(distance[k]):.3g}"), *(Cell(f"{a:.4g} → {b:.4g}") for a, b in zip(flat[k, :shown], rebuilt[k, :shown]))]
-        for k in rows
+        [Cell(str(k)), Cell(f"{float(distance[k]):.3g}"), *(Cell(f"{seen.values[k, j]:.4g} → {again.values[k, j]:.4g}") for j in shown)] for k in rows
     ]
     return Table(
         ["row", "distance", *names], cells, "The rows farthest from their reconstructions (value → reconstruction), by their number on this page."
@@ -172,12 +201,14 @@ def _worst(material: Material, rows: list[int]) -> Table:
 
 def latent(material: Material) -> Section:
     """Encoded data against the base."""
-    found = latent_figures(material.flow.latent_manifold, material.z, material.base, material.weight)
-    span = {1: "full", 2: "half"}.get(len(found), "third")
+    found = compared_latents(material.flow.latent_manifold, material.z, material.base, material.weight)
+    span = {1: "full", 2: "half", 4: "half"}.get(len(found), "third")
     panels = [Panel("" if title.startswith("Latent ") else title, [figure], "", span) for title, figure in found.items()]
     more = ""
-    if len(found) > 3 and material.z[0].numel() > len(found):
-        more = f" Of {material.z[0].numel()} coordinates these are the {len(found)} that differ most."
+    space = material.flow.latent_manifold
+    count = space.dim if isinstance(space, Torus) else material.z[0].numel()
+    if len(found) > 3 and count > len(found) and not isinstance(space, Product):
+        more = f" Of {count} coordinates these are the {len(found)} that differ most."
     return Section("latent", "Latent space", "Encoded data should be indistinguishable from samples of the base: no holes, no clumps." + more, panels)
 
 

@@ -54,7 +54,7 @@ def disc(
         figure.add_trace(_colours(what, torch.zeros(()) if like is None else like, limits))
     else:
         markers = points(as_rows(what), colour, weight=weight)
-        radius = np.hypot(markers.x.astype(np.float64), markers.y.astype(np.float64)).clip(0, 1 - 1e-7)
+        radius = np.hypot(*np.asarray([markers.x, markers.y], np.float64)).clip(0, 1 - 1e-7)
         markers.update(
             customdata=numbers(2 * np.arctanh(radius)),
             hovertemplate="(%{x:.3g}, %{y:.3g})<br>%{customdata:.3g} from the centre<extra></extra>",

@@ -1,0 +1,222 @@
+"""Columns of files as angles, rotations and poses: what they become, and one clear line for those that are none."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from fluvial.data import load
+from fluvial.data.coordinates import from_quaternion, from_rotation_matrix, from_rotation_vector
+from fluvial.manifolds import Euclidean, Product, SpecialOrthogonal, Sphere, Torus
+from fluvial.recipes.recipe import Recipe
+
+MATRIX = [f"r{i}{j}" for i in range(3) for j in range(3)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(frame, name="poses.csv"):
+        path = tmp_path / name
+        if name.endswith(".csv"):
+            frame.to_csv(path, index=False)
+        elif name.endswith(".parquet"):
+            frame.to_parquet(path, index=False)
+        elif name.endswith(".npz"):
+            np.savez(path, **{column: frame[column].to_numpy() for column in frame})
+        else:
+            np.save(path, frame.to_records(index=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def turns():
+    return Rotation.random(12, random_state=np.random.RandomState(0))
+
+
+@pytest.fixture
+def frame(turns):
+    """The same rotations in every form, quaternions of other lengths and signs, with positions and a label."""
+    rng = np.random.default_rng(0)
+    size = rng.choice([-3.0, 0.5, 1.0], 12)[:, None]
+    table = pd.DataFrame(turns.as_quat() * size, columns=["qx", "qy", "qz", "qw"])
+    table[["vx", "vy", "vz"]] = turns.as_rotvec()
+    table[MATRIX] = turns.as_matrix().reshape(-1, 9)
+    table[["x", "y", "z"]] = rng.normal(size=(12, 3))
+    table[["phi", "psi"]] = rng.uniform(-180, 180, (12, 2))
+    table["grip"] = rng.normal(size=12)
+    table["w"] = rng.uniform(size=12)
+    return table
+
+
+FORMS = {
+    "quaternion": {"quaternion": ["qx", "qy", "qz", "qw"]},
+    "scalar first": {"quaternion": ["qw", "qx", "qy", "qz"], "scalar_first": True},
+    "rotation vector": {"rotation_vector": ["vx", "vy", "vz"]},
+    "rotation matrix": {"rotation_matrix": MATRIX},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npz", "npy"])
+def test_rotations_in_every_form_and_format(write, frame, turns, form, ending):
+    ds = load(write(frame, f"turns.{ending}"), **form, condition="grip", weight="w")
+    assert ds.spec.manifold == SpecialOrthogonal(3)
+    assert ds.x.shape == (12, 3, 3)
+    assert ds.x.dtype == torch.float32
+    torch.testing.assert_close(ds.x, torch.tensor(turns.as_matrix(), dtype=torch.float32))
+    assert ds.spec.condition_names == ("grip",)
+    assert ds.weight is not None
+    assert ds.name == "turns"
+
+
+def test_columns_of_an_array_by_number(tmp_path, turns):
+    np.save(tmp_path / "q.npy", turns.as_quat())
+    ds = load(tmp_path / "q.npy", quaternion=["x0", "x1", "x2", "x3"])
+    torch.testing.assert_close(ds.x, torch.tensor(turns.as_matrix(), dtype=torch.float32))
+    np.savez(tmp_path / "q.npz", x=turns.as_quat(), names=["a", "b", "c", "d"], weight=np.ones(12))
+    ds = load(tmp_path / "q.npz", quaternion=["a", "b", "c", "d"])
+    assert ds.x.shape == (12, 3, 3)
+    assert ds.weight is not None
+
+
+def test_poses_are_a_product(write, frame, turns):
+    ds = load(write(frame), columns=["x", "y", "z"], quaternion=["qx", "qy", "qz", "qw"], condition=["grip"])
+    manifold = Product(SpecialOrthogonal(3), Euclidean(3))
+    assert ds.spec.manifold == manifold
+    assert ds.spec.names == (*(f"R_{i}_{j}" for i in range(3) for j in range(3)), "x", "y", "z")
+    rotation, position = manifold.split(ds.x)
+    torch.testing.assert_close(rotation, torch.tensor(turns.as_matrix(), dtype=torch.float32))
+    torch.testing.assert_close(position, torch.tensor(frame[["x", "y", "z"]].to_numpy(), dtype=torch.float32))
+    ds.check()
+
+
+def test_factors_come_in_the_stated_order(write, frame):
+    frame = frame.assign(lat=frame.phi / 2, lon=frame.psi, tilt=frame.phi / 60)
+    path = write(frame)
+    ds = load(
+        path,
+        rotation_matrix=MATRIX,
+        radians="tilt",
+        rotation_vector=["vx", "vy", "vz"],
+        degrees=["phi", "psi"],
+        latlon=["lat", "lon"],
+    )
+    rotations = SpecialOrthogonal(3)
+    manifold = Product(Sphere(2), Torus(2), Torus(1), rotations, rotations)
+    assert ds.spec.manifold == manifold
+    assert ds.spec.names is not None
+    assert ds.spec.names[:9] == ("n_x", "n_y", "n_z", "cos phi", "sin phi", "cos psi", "sin psi", "cos tilt", "sin tilt")
+    assert ds.spec.names[9::9] == ("R_0_0", "R2_0_0")
+    place, angles, tilt, first, second = manifold.split(ds.x)
+    torch.testing.assert_close(place, load(path, latlon=["lat", "lon"]).x)
+    torch.testing.assert_close(angles, load(path, degrees=["phi", "psi"]).x)
+    torch.testing.assert_close(tilt, load(path, radians=["tilt"]).x)
+    torch.testing.assert_close(first, second)
+    assert load(path, degrees=["phi"], columns="x").spec.manifold == Product(Torus(1), Euclidean(1))
+
+
+def test_angles(write):
+    path = write(pd.DataFrame({"phi": [-60.0, 350.0, 180.0, -180.0], "t": [1.0, 2.0, 3.0, 4.0], "chi": [0.0, math.pi, -6.0, 6.0]}))
+    ds = load(path, degrees=["phi"], condition="t")
+    assert ds.spec.manifold == Torus(1)
+    assert ds.spec.names == ("phi",)
+    torch.testing.assert_close(Torus.to_angles(ds.x.double())[:2, 0], torch.deg2rad(torch.tensor([-60.0, -10.0])).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ds.x[2], ds.x[3])
+    ds = load(path, radians="chi")
+    torch.testing.assert_close(ds.x[:, 0, 0], torch.cos(torch.tensor([0.0, math.pi, -6.0, 6.0])))
+    # A missing angle stays missing, for the check to name.
+    ds = load(write(pd.DataFrame({"phi": [1.0, np.nan, 3.0]})), degrees="phi")
+    with pytest.raises(ValueError, match="row 1, column 'phi' is nan"):
+        ds.check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quaternion": ["qx", "qy", "qz"]}, r"quaternion: expected the names of four columns \(x, y, z, w\), got \['qx', 'qy', 'qz'\]"),
+        ({"quaternion": "qx"}, "quaternion: expected the names of four columns"),
+        ({"rotation_vector": ["qx"]}, "rotation_vector: expected the names of three columns"),
+        ({"rotation_matrix": MATRIX[:8]}, r"rotation_matrix: expected the names of nine columns \(entries row by row\)"),
+        ({"degrees": []}, "degrees: expected the names of one or more columns"),
+        ({"quaternion": ["qx", "qy", "qz", "q0"]}, "no column 'q0'; there are 'qx', 'qy'"),
+        ({"quaternion": ["qx", "qy", "qz", "qx"]}, "column 'qx' is given two uses"),
+        ({"degrees": ["x"], "columns": ["x", "y"]}, "column 'x' is given two uses"),
+        ({"degrees": ["x"], "condition": ["x"]}, "column 'x' is given two uses"),
+        ({"scalar_first": True}, "give quaternion= too"),
+        ({"scalar_first": True, "degrees": ["x"]}, "give quaternion= too"),
+        ({"degrees": ["x"], "manifold": Torus(1)}, r"manifold=Torus\(1\) and degrees= both say where the samples live"),
+        ({"latlon": ["x", "y"], "columns": ["z"]}, "latlon: expected the names of two columns .* and no columns="),
+    ],
+)
+def test_wrong_columns_are_named(write, frame, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load(write(frame), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "arguments", "message"),
+    [
+        ("qw", 5, np.nan, FORMS["quaternion"], r"poses.csv: quaternion of row 5 is \(.*nan\): 1 such rows of 12"),
+        ("vx", 3, np.inf, FORMS["rotation vector"], r"rotation vector of row 3 is \(inf, "),
+        ("r12", 4, np.nan, FORMS["rotation matrix"], "rotation matrix of row 4 is"),
+        ("r12", 4, 0.9, FORMS["rotation matrix"], r"rotation matrix of row 4 is not orthogonal: .*\(1 such rows\); are the nine columns"),
+        ("phi", 2, 999.0, {"degrees": ["psi", "phi"]}, r"angle 'phi' of row 2 is 999, outside ±360 degrees \(1 such rows\); does it mark a missing"),
+        ("phi", 0, 90.0, {"radians": ["phi"]}, r"angle 'phi' of row 0 is 90, outside ±6.283 radians \(12 such rows\); are these degrees\?"),
+    ],
+)
+def test_wrong_numbers_name_their_row(write, frame, column, row, value, arguments, message):
+    frame["phi"] = 45.0 + frame.index
+    frame.loc[row, column] = value
+    with pytest.raises(ValueError, match=message):
+        load(write(frame), **arguments)
+
+
+def test_a_zero_quaternion_and_a_reflection(write, frame):
+    frame.loc[7, ["qx", "qy", "qz", "qw"]] = 0.0
+    frame.loc[2, ["r00", "r01", "r02"]] *= -1
+    with pytest.raises(ValueError, match="quaternion of row 7 is 0, which stands for no rotation"):
+        load(write(frame), **FORMS["quaternion"])
+    with pytest.raises(ValueError, match=r"rotation matrix of row 2 is a reflection, its determinant is −1 \(1 such rows\)"):
+        load(write(frame), **FORMS["rotation matrix"])
+
+
+def test_conversions_of_arrays_against_scipy(turns):
+    np.testing.assert_allclose(from_quaternion(turns.as_quat()), turns.as_matrix(), atol=1e-14)
+    np.testing.assert_allclose(from_quaternion(1e-200 * turns.as_quat()), turns.as_matrix(), atol=1e-14)
+    np.testing.assert_allclose(from_quaternion(-1e200 * turns.as_quat()), turns.as_matrix(), atol=1e-14)
+    np.testing.assert_allclose(from_rotation_vector(turns.as_rotvec()), turns.as_matrix(), atol=1e-14)
+    np.testing.assert_allclose(from_rotation_vector(np.zeros((1, 3)))[0], np.eye(3))
+    # More than a turn is less of one.
+    np.testing.assert_allclose(from_rotation_vector([[0, 0, 2 * math.pi + 0.5]]), Rotation.from_rotvec([[0, 0, 0.5]]).as_matrix(), atol=1e-14)
+    rounded = from_rotation_matrix(turns.as_matrix().reshape(-1, 9).round(4))
+    np.testing.assert_allclose(rounded, turns.as_matrix(), atol=1e-4)
+    np.testing.assert_allclose(rounded.transpose(0, 2, 1) @ rounded, np.tile(np.eye(3), (12, 1, 1)), atol=1e-14)
+    with pytest.raises(ValueError, match=r"quaternion: expected shape \(n, 4\), got \(12, 3\)"):
+        from_quaternion(turns.as_rotvec())
+
+
+def test_files_of_poses_in_recipes(write, frame):
+    path = write(frame)
+    text = f"""\
+flow: {{class_path: fluvial.flows.free_form, init_args: {{features: 2}}}}
+data:
+  class_path: fluvial.data.load
+  init_args:
+    path: {path}
+    quaternion: [qw, qx, qy, qz]
+    scalar_first: true
+    columns: [x, y, z]
+    degrees: [phi]
+    condition: [grip]
+"""
+    recipe = Recipe.parse("mine", text)
+    ds = recipe.dataset()
+    assert ds.spec.manifold == Product(Torus(1), SpecialOrthogonal(3), Euclidean(3))
+    again = Recipe.parse("again", recipe.to_yaml()).dataset()
+    torch.testing.assert_close(again.x, ds.x)
+    assert Recipe.parse("one", text, ["--data.init_args.degrees", "psi"]).dataset().spec.names[:2] == ("cos psi", "sin psi")
