@@ -117,10 +117,12 @@ RECIPES = [pytest.param(text, id=f"{named(page)}:{line}") for page in PAGES for 
 
 
 @pytest.mark.parametrize("text", RECIPES)
-def test_yaml_blocks_are_recipes(text):
+def test_yaml_blocks_are_recipes(text, tmp_path):
+    from fluvial.recipes import locate
     from fluvial.recipes.recipe import Recipe
 
-    recipe = Recipe.parse("mine", text)
+    (tmp_path / "mine.yaml").write_text(text)
+    recipe = Recipe.parse(*locate(str(tmp_path / "mine.yaml")))
     assert recipe.flow().manifold is not None
     assert recipe.title != "mine"
 

@@ -301,6 +301,8 @@ class Flow(nn.Module):
             raise ValueError(f"Flow: expected {name} of shape (*batch, {wanted}) on {space}, got {tuple(x.shape)}")
         self._check_condition(c)
         batch = tuple(x.shape[: x.ndim - len(event)])
+        if c is None and len(batch) == 1 and x.is_contiguous():
+            return batch, x, None
         if c is not None:
             of_c = batch_shape(c, self.condition)
             try:

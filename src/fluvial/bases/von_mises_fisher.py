@@ -75,8 +75,9 @@ class VonMisesFisherMixture(Base):
         side = self.manifold.project(
             self.manifold.to_tangent(mean, torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device))
         )
-        z = cosine * mean + (1 - cosine.square()).clamp_min(0).sqrt() * side
-        return self.manifold.project(z).view(*shape, self.manifold.dim + 1)
+        # Of unit length up to rounding, as its parts are.
+        z = torch.addcmul(cosine * mean, (1 - cosine.square()).clamp_min_(0).sqrt_(), side)
+        return z.view(*shape, self.manifold.dim + 1)
 
     def extra_repr(self) -> str:
         """Manifold and number of components, for repr."""

@@ -45,6 +45,7 @@ class KernelDensity:
         TypeError: If the manifold has no kernel here: SO(n) beyond n = 3, and manifolds known by a projection only.
 
     Example:
+        >>> import math
         >>> north = torch.tensor([[0.0, 0.0, 1.0]])
         >>> float(KernelDensity(north, 1e-9, Sphere(2)).log_prob(-north)) + math.log(4 * math.pi) < 1e-6
         True

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from fluvial.conditions import Condition, as_rows, expand_flat
 from fluvial.manifolds import Manifold, has_uniform
 from fluvial.metrics.estimate import Estimate, mean_estimate
-from fluvial.metrics.kernel_density import KernelDensity, best_kernels
+from fluvial.metrics.kernel_density import KernelDensity, default_bandwidths
 from fluvial.metrics.kernels import has_kernel
 from fluvial.metrics.likelihood import evaluating, float_of
 
-# The proposal: kernels on two thirds of so many samples of the flow, of the width that is best for the others and of multiples of it.
+# The proposal: kernels on two thirds of so many samples of the flow, of widths that together describe the others best, and a safe share of what
+# reaches everywhere. Widths of less than the least share are left out.
 SAMPLES = 1536
-BROADENED = ((1.0, 0.5), (2.0, 0.3), (5.0, 0.2))
-UNIFORM_SHARE = 0.25
+SAFE_SHARE, LEAST_SHARE = 0.2, 2e-3
+ROUNDS = 100
 STANDARD_ERROR = 5e-3
 LEAST, MOST = 2**12, 2**15
 POINTS_AT_A_TIME = 2**13
@@ -27,9 +28,10 @@ def integral_by_sampling(flow: nn.Module, c: Condition = None, *, max_points: in
     .. math:: \int_M p\, \mathrm{d}V = \mathbb{E}_{x \sim q}\left[\frac{p(x)}{q(x)}\right], \qquad
               q = \frac\alpha{\mathrm{vol}(M)} + (1 - \alpha) \sum_k \beta_k\, \mathrm{KDE}_{h_k}
 
-    q are kernels around samples of the flow, of the width that describes other samples best and of 2 and 5 times that; in a finite volume a quarter
-    of q is uniform, so that the weights are bounded. Of a manifold without kernels, such as SO(4), q is uniform; of one that is known by a
-    projection only, q is the flow's base, if that covers it. All of them have known densities, so that the mean of the weights has no bias.
+    q are kernels of several widths h around samples of the flow, in the proportions β that describe other samples best; at least a fifth of q is
+    uniform, so that the weights are bounded, or where the volume is not finite made of the widest kernels. Of a manifold without kernels,
+    such as SO(4), q is uniform; of one that is known by a projection only, q is the flow's base, if that covers it. All of them have known
+    densities, so that the mean of the weights has no bias.
 
     Args:
         flow: A `Flow` without a bottleneck.
@@ -61,42 +63,49 @@ def integral_by_sampling(flow: nn.Module, c: Condition = None, *, max_points: in
 
 
 class _Mixture:
-    """The uniform density, kernels of several widths, or both."""
+    """The uniform density, where the volume is finite, and kernels of several widths, or one of the two."""
 
-    def __init__(self, manifold: Manifold, kernels: KernelDensity | None) -> None:
+    def __init__(self, manifold: Manifold, kernels: KernelDensity | None = None, held_out: Tensor | None = None) -> None:
         self.manifold, self.kernels = manifold, kernels
-        compact = has_uniform(manifold)
-        self.uniform_share = (UNIFORM_SHARE if kernels is not None else 1.0) if compact else 0.0
-        parts = ["a uniform density"] if compact else []
-        self.bandwidths: list[float] = []
-        if kernels is not None:
-            parts.append("kernels on samples of the flow")
-            # A concentration falls with the square of the width.
-            widths = [kernels.bandwidth * (factor if kernels.is_relative else factor**-2) for factor, _ in BROADENED]
-            if not compact:
-                # No uniform density bounds the weights: kernels as wide as all samples together reach as far as the flow does.
-                widths[-1] = max(widths[-1], 1.0) if kernels.is_relative else min(widths[-1], 1.0)
-            self.bandwidths = widths
+        self.bandwidths: tuple[float, ...] = () if kernels is None else default_bandwidths(manifold)
+        parts = (["a uniform density"] if has_uniform(manifold) else []) + ([] if kernels is None else ["kernels on samples of the flow"])
         self.name = "points of " + " and of ".join(parts)
+        count = has_uniform(manifold) + len(self.bandwidths)
+        self.shares = torch.full((count,), 1 / count, dtype=torch.float64)
+        if kernels is None or held_out is None:
+            return
+        logs = self._logs(held_out)
+        for _ in range(ROUNDS):
+            # Expectation and maximisation for the shares of fixed densities.
+            self.shares = torch.softmax(logs + self.shares.clamp_min(1e-12).log().unsqueeze(1), 0).mean(1)
+        widest = 0 if has_uniform(manifold) or not kernels.is_relative else count - 1
+        self.shares = (1 - SAFE_SHARE) * torch.where(self.shares < LEAST_SHARE, 0.0, self.shares)
+        self.shares[widest] += SAFE_SHARE
+        self.shares = self.shares / self.shares.sum()
+        used = self.shares[has_uniform(manifold) :] > 0
+        self.bandwidths = tuple(width for width, keep in zip(self.bandwidths, used.tolist()) if keep)
+        self.shares = self.shares[self.shares > 0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of points in float64, shape (n,)."""
-        parts = []
-        if has_uniform(self.manifold):
-            parts.append(torch.full((len(x),), math.log(self.uniform_share / self.manifold.total_volume), dtype=torch.float64))
-        if self.kernels is not None:
-            logs = self.kernels.log_probs(x, self.bandwidths)
-            parts += [log + math.log((1 - self.uniform_share) * beta) for log, (_, beta) in zip(logs, BROADENED)]
-        return torch.logsumexp(torch.stack(parts), 0)
+        return torch.logsumexp(self._logs(x) + self.shares.log().unsqueeze(1), 0)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """N independent points in float64."""
-        shares = [self.uniform_share] + [(1 - self.uniform_share) * beta for _, beta in BROADENED]
-        chosen = torch.multinomial(torch.tensor(shares, dtype=torch.float64), n, replacement=True, generator=generator)
-        uniform, *counts = chosen.bincount(minlength=len(shares)).tolist()
-        parts = [self.manifold.random_uniform(uniform, generator=generator, dtype=torch.float64)] if has_uniform(self.manifold) else []
+        chosen = torch.multinomial(self.shares, n, replacement=True, generator=generator)
+        counts = chosen.bincount(minlength=len(self.shares)).tolist()
+        parts = [self.manifold.random_uniform(counts.pop(0), generator=generator, dtype=torch.float64)] if has_uniform(self.manifold) else []
         if self.kernels is not None:
             parts += [self.kernels.sample(count, bandwidth=width, generator=generator) for width, count in zip(self.bandwidths, counts)]
+        return torch.cat(parts)
+
+    def _logs(self, x: Tensor) -> Tensor:
+        """Log-densities of the parts, shape (parts, n)."""
+        parts = []
+        if has_uniform(self.manifold):
+            parts.append(torch.full((1, len(x)), -math.log(self.manifold.total_volume), dtype=torch.float64))
+        if self.kernels is not None:
+            parts.append(self.kernels.log_probs(x, self.bandwidths))
         return torch.cat(parts)
 
 
@@ -130,9 +139,9 @@ class _Base:
 def _proposal(flow: nn.Module, own: Tensor, held_out: Tensor, c: Condition) -> _Mixture | _Base | None:
     manifold: Manifold = flow.manifold
     if has_kernel(manifold) and min(len(own), len(held_out)) > 1:
-        return _Mixture(manifold, best_kernels(own, held_out, manifold)[0])
+        return _Mixture(manifold, KernelDensity(own, default_bandwidths(manifold)[0], manifold), held_out)
     if has_uniform(manifold):
-        return _Mixture(manifold, None)
+        return _Mixture(manifold)
     return _Base(flow, c) if flow.base.manifold == manifold else None
 
 

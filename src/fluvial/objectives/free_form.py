@@ -163,6 +163,8 @@ class FreeFormLikelihood(Objective):
         loss = training_mean(total, batch.weight)
         logged = {"reconstruction": training_mean(reconstruction, batch.weight), "surrogate": training_mean(surrogate_nll, batch.weight)}
         for name, weight in self.terms.items():
+            if weight == 0:  # as a recipe writes that takes a term away from the one it extends
+                continue
             value = self._term(name, flow, batch, h, c, s, progress)
             # Points that are drawn rather than given carry no weights.
             value = training_mean(value, batch.weight) if value.ndim else value
