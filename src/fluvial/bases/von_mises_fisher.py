@@ -108,9 +108,9 @@ def log_normaliser(kappa: Tensor, n: int) -> Tensor:
 def _sample_cosine(kappa: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
     """Cosines of the angle to the mean, one for each κ."""
     if n == 2:
-        # Inverse distribution function in closed form: cos = 1 + log(u + (1 − u) e^{−2κ}) / κ, with u in (0, 1] as u = 0 is the antipode.
-        u = 1 - torch.rand(kappa.shape, generator=generator, dtype=kappa.dtype, device=kappa.device)
-        return (1 + torch.log(u + (1 - u) * torch.exp(-2 * kappa)) / kappa).clamp(-1, 1)
+        # Inverse distribution function in closed form: cos = 1 + log(1 − u (1 − e^{−2κ})) / κ, with u in [0, 1) as u = 1 is the antipode.
+        u = torch.rand(kappa.shape, generator=generator, dtype=kappa.dtype, device=kappa.device)
+        return (1 + torch.log1p(u * torch.expm1(-2 * kappa)) / kappa).clamp(-1, 1)
     # Wood (1994): a rejection sampler whose acceptance is above 0.6 for every κ.
     b = n / (torch.sqrt(4 * kappa.square() + n**2) + 2 * kappa)
     x0 = (1 - b) / (1 + b)

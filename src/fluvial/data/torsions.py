@@ -87,6 +87,7 @@ def top8000_torsions(
     residue: str | Sequence[str] = "ARG",
     *,
     angles: str | Sequence[str] = ("phi", "psi"),
+    conditional: bool = True,
     root: str | Path | None = None,
     noise: float = 0.0,
 ) -> Dataset:
@@ -99,6 +100,7 @@ def top8000_torsions(
     Args:
         residue: One type, or several: they are put one after the other, with the type as a one-hot condition in the order given.
         angles: Which, or "all" that all the given types have. Default phi and psi, the plane of Ramachandran.
+        conditional: Give the type of several as condition; False mixes them, in the same order.
         root: Folder of the file; default the folder ``torus`` of the environment variable FLUVIAL_DATA, or that folder itself.
         noise: Standard deviation of Gaussian noise in training, in radians.
 
@@ -133,7 +135,7 @@ def top8000_torsions(
         parts = [tables[name][:, [TOP8000_ANGLES[name].index(angle) for angle in chosen]] * scale for name in types]
     for name, part in zip(types, parts):
         _check_degrees(part, lambda row: f"{path}, row {row} of {name}")  # noqa: B023
-    several = len(types) > 1
+    several = len(types) > 1 and conditional
     return Dataset(
         _points(np.concatenate(parts)),
         np.repeat(np.eye(len(types)), [len(part) for part in parts], axis=0) if several else None,

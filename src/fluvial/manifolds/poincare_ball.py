@@ -10,6 +10,8 @@ from fluvial.manifolds.wrapping import log_hyperbolic
 
 # Points are kept so far inside the unit sphere, where single precision still resolves 1 − |x|²: no point is farther than 12.2 from the centre.
 _MARGIN = 1e-5
+# What lies beyond is spread over a rim of this width, since a decoder all of whose points beyond went to one radius would have an infinite density.
+_RIM = 1e-4
 
 
 class PoincareBall(Manifold):
@@ -18,7 +20,8 @@ class PoincareBall(Manifold):
     .. math:: \{x \in \mathbb{R}^n : |x| < 1\}, \qquad G(x) = \lambda_x^2\, 1, \quad \lambda_x = \frac{2}{1 - |x|^2}, \qquad
               \cosh d(x, y) = 1 + \frac{2|x - y|^2}{(1 - |x|^2)(1 - |y|^2)}
 
-    The metric is conformal: ``log_volume`` is n log λ. Points with \|x\| above 1 − 10⁻⁵ are pulled back to that radius, 12.2 from the centre.
+    The metric is conformal: ``log_volume`` is n log λ. Points with \|x\| above 1 − 10⁻⁵, 12.2 from the centre, are pulled back into a rim of width
+    10⁻⁴ below that radius, the farther the deeper, so that the projection has a derivative of full rank everywhere.
 
     Args:
         dim: Dimension n.
@@ -48,14 +51,14 @@ class PoincareBall(Manifold):
         return False
 
     def project(self, x: Tensor) -> Tensor:
-        """X inside the ball, otherwise x scaled to the radius 1 − 10⁻⁵."""
+        """X inside the ball, otherwise x scaled to the radius 1 − 10⁻⁵ − 10⁻⁴ u/(1 + u) of u = |x| − 1 + 10⁻⁵."""
         return x * self._shrink(x)[0]
 
     def project_dual(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Ambient x and directions t (K, *x.shape) -> the projection and its derivatives: t inside, only the part across x outside."""
-        scale, outside, square = self._shrink(x)
-        along = (x * t).sum(-1, keepdim=True) / torch.where(outside, square, 1.0)
-        return x * scale, scale * (t - torch.where(outside, along, 0.0) * x)
+        """Ambient x and directions t (K, *x.shape) -> the projection and its derivatives: t inside, nearly only the part across x outside."""
+        scale, slope, square = self._shrink(x)
+        along = (x * t).sum(-1, keepdim=True) / torch.where(square > 0, square, 1.0)
+        return x * scale, scale * t + ((slope - scale) * along) * x
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """The identity: every vector is tangent."""
@@ -121,9 +124,13 @@ class PoincareBall(Manifold):
 
     @staticmethod
     def _shrink(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The factor on x, the derivative of the new radius by the old one, and |x|², each of shape (*batch, 1)."""
         square = x.square().sum(-1, keepdim=True)
         outside = square > (1 - _MARGIN) ** 2
-        return torch.where(outside, (1 - _MARGIN) * torch.rsqrt(torch.where(outside, square, 1.0)), 1.0), outside, square
+        radius = torch.sqrt(torch.where(outside, square, 1.0))
+        above = 1 / (1 + (radius - (1 - _MARGIN)))
+        scale = (1 - _MARGIN - _RIM * (1 - above)) / radius
+        return torch.where(outside, scale, 1.0), torch.where(outside, -_RIM * above.square(), 1.0), square
 
 
 def _moebius_sum(x: Tensor, y: Tensor) -> Tensor:

@@ -20,30 +20,39 @@ def polar_factor(x: Tensor) -> Tensor:
 
     The derivative of a singular value decomposition is not finite where singular values coincide, as they do for rotations; that of R is.
     So R₀ is decomposed without graph, and three steps R ← R exp(Ω), SΩ + ΩS = Rᵀx − xᵀR, which change nothing in value, bring in the
-    derivatives up to the third.
+    derivatives up to the third. Never in less than single precision: half the digits would be no rotation, and have no decomposition.
     """
-    return _with_derivatives(_decompose(x), x)
+    with torch.autocast(x.device.type, enabled=False):
+        x = _single(x)
+        return _with_derivatives(_decompose(x), x)
 
 
 def polar_linearize(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The same, and the map of directions t (K, *x.shape) to its derivatives RΩ, SΩ + ΩS = Rᵀt − tᵀR."""
-    polar = _decompose(x)
-    r = _with_derivatives(polar, x)
-    s = r.transpose(-1, -2) @ x
-    s = (s + s.transpose(-1, -2)) / 2
+    with torch.autocast(x.device.type, enabled=False):
+        x = _single(x)
+        polar = _decompose(x)
+        r = _with_derivatives(polar, x)
+        s = r.transpose(-1, -2) @ x
+        s = (s + s.transpose(-1, -2)) / 2
 
     def push(t: Tensor) -> Tensor:
-        rt = r.transpose(-1, -2) @ t
-        right = rt - rt.transpose(-1, -2)
-        omega = _solve(polar, right)
-        if _followed(s):
-            # Zero in value; each correction is one more derivative of S.
-            for _ in range(2):
-                change = _solve(polar, right - s @ omega - omega @ s)
-                omega = omega + (change - change.detach())
-        return r @ omega
+        with torch.autocast(t.device.type, enabled=False):
+            rt = r.transpose(-1, -2) @ _single(t)
+            right = rt - rt.transpose(-1, -2)
+            omega = _solve(polar, right)
+            if _followed(s):
+                # Zero in value; each correction is one more derivative of S.
+                for _ in range(2):
+                    change = _solve(polar, right - s @ omega - omega @ s)
+                    omega = omega + (change - change.detach())
+            return r @ omega
 
     return r, push
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _with_derivatives(polar: _Polar, x: Tensor) -> Tensor:

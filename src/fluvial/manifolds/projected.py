@@ -40,7 +40,7 @@ class Projected(Manifold):
         rows = x.reshape(-1, size)
 
         def one(point: Tensor) -> Tensor:
-            return self.projection(point.view(1, *self.event_shape)).view(size)
+            return self.projection(point.view(1, *self.event_shape)).reshape(size)
 
         jacobian = torch.func.vmap(torch.func.jacfwd(one))(rows)
         # The frame itself is chosen without graph: its derivative need not exist, and its derivative's image, which has one, is what counts.
@@ -119,16 +119,31 @@ def from_projection(projection: Callable[[Tensor], Tensor], dim: int, *, event_s
         raise ValueError(f"from_projection: no image in space of shape {shape} has dimension {dim}")
     manifold = Projected(projection, dim, shape)
     trial = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    image = manifold.project(trial)
+    given = trial.clone()
+    image = manifold.project(given)
+    if not torch.equal(given, trial):
+        raise ValueError("from_projection: the function writes into its argument; let it return a new tensor, x / n rather than x /= n")
     if not isinstance(image, Tensor) or image.shape != trial.shape:
         got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"from_projection: the function maps points of shape {tuple(trial.shape)} to {got}; it must keep the shape (B, *event)")
+    if image.dtype != trial.dtype:
+        raise ValueError(f"from_projection: the function makes {image.dtype} of {trial.dtype}; make its constants as torch.tensor(…).to(x)")
     if not bool(torch.isfinite(image).all()):
         raise ValueError("from_projection: the function is not finite at random normal points")
+    alone = torch.cat([manifold.project(row.clone()) for row in trial.split(1)])
+    if not torch.allclose(alone, image, rtol=1e-3, atol=1e-4):
+        raise ValueError("from_projection: the image of a point depends on the others in the batch; reduce over the last axes only, as norm(dim=-1)")
     moved = float((manifold.project(image) - image).abs().max())
     if moved > 1e-3 * max(1.0, float(image.abs().max())):
         raise ValueError(f"from_projection: the function moves its own images by up to {moved:.2g}; a projection leaves them where they are")
-    jacobian = torch.func.vmap(torch.func.jacfwd(lambda p: manifold.project(p.unsqueeze(0)).flatten()))(image).flatten(2)
+    try:
+        jacobian = torch.func.vmap(torch.func.jacfwd(lambda p: manifold.project(p.unsqueeze(0)).flatten()))(image).flatten(2)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"from_projection: torch.func cannot differentiate the function ({reason}); use torch throughout, no numpy, no float(…) of a tensor, and "
+            "torch.where in place of branches on values"
+        ) from error
     ranks = torch.linalg.matrix_rank(jacobian, rtol=1e-3)
     if not bool((ranks == dim).all()):
         raise ValueError(f"from_projection: the image has dimension {int(ranks.max())} where tried, not {dim}")

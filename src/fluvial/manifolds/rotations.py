@@ -5,15 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluvial.manifolds.polar import square_root
+from fluvial.manifolds.polar import polar_factor, square_root
 
 
 def matrix_from_quaternion(q: Any, *, scalar_first: bool = False) -> Tensor:
     r"""Quaternions (\*batch, 4) of any length but 0 -> rotation matrices (\*batch, 3, 3)."""
     q = _entries(q, 4, "quaternion")
+    # Divided by the largest entry, which changes no rotation, squares neither overflow nor vanish.
+    q = q / q.detach().abs().amax(-1, keepdim=True)
     w, x, y, z = (q if scalar_first else q.roll(1, -1)).unbind(-1)
-    square = q.square().sum(-1)
-    s = 2 / torch.where(square > 0, square, torch.nan)
+    s = 2 / q.square().sum(-1)
     rows = (
         (1 - s * (y * y + z * z), s * (x * y - w * z), s * (x * z + w * y)),
         (s * (x * y + w * z), 1 - s * (x * x + z * z), s * (y * z - w * x)),
@@ -86,6 +87,9 @@ def log_rotation(r: Tensor) -> Tensor:
         zero = torch.zeros_like(x)
         return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
     # Halved four times, no angle exceeds π/16; then log R = 2 artanh K with K = (R − 1)(R + 1)⁻¹, |K| ≤ tan(π/32).
+    dtype = r.dtype
+    # In single precision rounding would leave nothing of a plane that is turned by nearly π.
+    r = _off_half_turns(r if dtype == torch.float64 or r.device.type == "mps" else polar_factor(r.double()))
     for _ in range(4):
         r = square_root(r)
     eye = torch.eye(n, dtype=r.dtype, device=r.device)
@@ -95,7 +99,19 @@ def log_rotation(r: Tensor) -> Tensor:
     for odd in range(3, 19, 2):
         term = term @ square
         total = total + term / odd
-    return 32 * total
+    return 32 * total.to(dtype)
+
+
+def _off_half_turns(r: Tensor) -> Tensor:
+    """Rotations with an angle of π, of which R + 1 sees no axis, turned a little further, always in the same way; others as they are."""
+    n = r.shape[-1]
+    little = 1e-6 if r.dtype == torch.float64 else 1e-3
+    eye = torch.eye(n, dtype=r.dtype, device=r.device)
+    half_turn = torch.linalg.svdvals((r + eye).detach())[..., -1] < little / 10
+    # A skew matrix as irregular as a random one, which leaves no plane of use unturned.
+    i = torch.arange(1, n + 1, dtype=r.dtype, device=r.device)
+    a = torch.sin(i.square().unsqueeze(-1) * i + 2.7 * i)
+    return torch.where(half_turn[..., None, None], r @ torch.linalg.matrix_exp(little * (a - a.T)), r)
 
 
 def _entries(values: Any, length: int, what: str) -> Tensor:

@@ -41,7 +41,7 @@ class FreeFormLikelihood(Objective):
     ``surrogate``. All terms are in the coordinates of the flow's free-form part (standardised where the flow standardises).
 
     With ``beta="auto"`` β follows what the validation rows say. Every ``adapt_every`` steps the consistency gap
-    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the tolerance (a quarter of
+    |mean log|det J_f J_g|| = |NLL_encoder − NLL_decoder|, plus its standard error, moves log β up where it exceeds the tolerance (half of
     it at the end) and down where it is below. With a bottleneck the two likelihoods measure different things; there β is held at
     5(D − d)/error, so large that the reconstruction stays on its plateau.
 
@@ -217,8 +217,8 @@ class FreeFormLikelihood(Objective):
         self.gap.copy_(gap if bool(torch.isnan(self.gap)) else 0.7 * self.gap + 0.3 * gap)
         counted = per_row if batch.weight is None else per_row[batch.weight > 0]
         bound = self.gap.abs() + counted.std(correction=0) / math.sqrt(len(counted))
-        # A quarter of the tolerance at the end, where the small learning rate has brought the networks together.
-        target = (1 - 0.75 * progress.fraction) * self._tolerance(flow)
+        # Half of the tolerance at the end, where the small learning rate has brought the networks together.
+        target = (1 - 0.5 * progress.fraction) * self._tolerance(flow)
         # An inconsistent pair learns nothing true, so that far off β may rise twice as fast as it falls.
         move = torch.log(bound.clamp_min(1e-12) / target).clamp(-1.0, 2.0)
         self.log_beta.add_(0.1 * move).clamp_(math.log(1e-3), math.log(1e7))

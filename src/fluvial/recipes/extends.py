@@ -26,7 +26,7 @@ def resolve(name: str, text: str, read: Any, seen: tuple[str, ...] = ()) -> str:
         name: The recipe, for messages.
         text: Its YAML.
         read: Gives the YAML of the recipe that `extends` names.
-        seen: Recipes on the way here.
+        seen: Packaged recipes on the way here. The first one is not yet among them: a file of the user's may have the name of what it extends.
 
     Returns:
         The text as it is where it extends nothing, or is no mapping: that is complained about elsewhere.
@@ -43,7 +43,7 @@ def resolve(name: str, text: str, read: Any, seen: tuple[str, ...] = ()) -> str:
     parent = tree.pop("extends")
     if not isinstance(parent, str):
         raise ValueError(f"recipe {name}: extends must be the name of a packaged recipe, got {parent!r}")
-    if parent in (*seen, name):
-        raise ValueError(f"recipe {name}: extends goes in a circle, {' → '.join((*seen, name, parent))}")
-    whole = merged(yaml.safe_load(resolve(parent, read(parent), read, (*seen, name))), tree)
+    if parent in seen:
+        raise ValueError(f"recipe {name}: extends goes in a circle, {' → '.join((*seen, parent))}")
+    whole = merged(yaml.safe_load(resolve(parent, read(parent), read, (*seen, parent))), tree)
     return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
