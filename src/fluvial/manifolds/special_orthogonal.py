@@ -133,7 +133,7 @@ class SpecialOrthogonal(Manifold):
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The rotation x times the logarithm of xᵀy; where the rotation between them is by π, one of the logarithms.
 
-        For n > 3 it is found there after a turn by about 1e-6, up to which it is right.
+        For n > 3 it is found there after a turn by some 1e-6, up to which it is right.
         """
         return x @ log_rotation(x.transpose(-1, -2) @ y)
 
