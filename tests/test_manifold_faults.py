@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import fluvial as fl
-from fluvial.bases import VonMisesFisherMixture
+from fluvial.bases import VonMisesFisherMixture, WrappedNormal
+from fluvial.data import DataSpec
 from fluvial.flows import free_form
-from fluvial.manifolds import PoincareBall, SpecialOrthogonal, Sphere, from_projection
+from fluvial.manifolds import Euclidean, Mesh, PoincareBall, Product, SpecialOrthogonal, Sphere, from_projection
 from fluvial.manifolds.manifold import tangent_dual
+from fluvial.objectives import FreeFormLikelihood
 from fluvial.recipes.extends import resolve
 
 
@@ -127,3 +129,37 @@ def test_a_file_may_have_the_name_of_the_recipe_that_it_extends():
     for name in ("a", "self"):
         with pytest.raises(ValueError, match="in a circle"):
             resolve(name, packaged[name], packaged.__getitem__)
+
+
+def test_a_product_comes_back_from_a_data_specification():
+    spec = DataSpec(12, manifold=Product(SpecialOrthogonal(3), Euclidean(3)))
+    assert DataSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_terms_of_weight_zero_are_no_terms():
+    flow = free_form(manifold=PoincareBall(2), width=8, blocks=1)
+    FreeFormLikelihood(terms={"uniform_reconstruction": 0.0, "intermediate_reconstruction": 0.0}).prepare(flow, None)
+    with pytest.raises(ValueError, match="finite volume"):
+        FreeFormLikelihood(terms={"uniform_reconstruction": 1.0}).prepare(flow, None)
+
+
+def test_a_scale_beyond_its_bound_can_come_back():
+    base = WrappedNormal(Sphere(2), learnable=True)
+    with torch.no_grad():
+        base.log_scales.add_(3.0)
+    base.log_prob(Sphere(2).random_uniform(50)).mean().backward()
+    assert base.log_scales.grad is not None
+    assert base.log_scales.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("make", [lambda: SpecialOrthogonal(2.5), lambda: from_projection(lambda x: x, 2.0)])
+def test_dimensions_are_whole_numbers(make):
+    with pytest.raises(TypeError, match="float"):
+        make()
+
+
+def test_vertices_without_three_numbers_or_beyond_single_precision():
+    with pytest.raises(ValueError, match="three numbers"):
+        Mesh([[0, 0, 0], [1, 0, 0], [0, 1]], [[0, 1, 2]])
+    with pytest.raises(ValueError, match="scale them down"):
+        Mesh([[0, 0, 0], [1e60, 0, 0], [0, 1e60, 0]], [[0, 1, 2]])

@@ -128,7 +128,9 @@ class WrappedNormal(Base):
         return space
 
     def _components(self) -> tuple[Tensor, Tensor]:
-        return self.manifold.project(self.centres), self.log_scales.exp().clamp_max(self.largest)
+        scales = self.log_scales.exp()
+        # Bounded in value, but not in gradient: a scale that went too far can come back.
+        return self.manifold.project(self.centres), scales + (scales.clamp_max(self.largest) - scales).detach()
 
 
 def _points(manifold: Manifold, means: Any) -> Tensor:

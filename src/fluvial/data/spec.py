@@ -183,7 +183,10 @@ def _manifold(entry: Any) -> Manifold | None:
     if not (inspect.isclass(found) and issubclass(found, Manifold)):
         raise ValueError(f"DataSpec: {entry['class_path']!r} is not a manifold of fluvial.manifolds; pass the object itself instead")
     arguments = {key: _argument(value) for key, value in entry.get("init_args", {}).items()}
-    return found(**arguments)
+    # What a constructor takes as *arguments is written down under their common name.
+    starred = [p.name for p in inspect.signature(found.__init__).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    positional = [value for name in starred for value in arguments.pop(name, ())]
+    return found(*positional, **arguments)
 
 
 def _argument(value: Any) -> Any:

@@ -16,6 +16,7 @@ from fluvial.manifolds.mesh_files import as_text, from_text, read_mesh
 
 # Faces less high than this, as a share of their longest edge, have no direction that rounding leaves alone.
 _FLAT = 1e-12
+_LARGEST = 1e12
 
 _surfaces: weakref.WeakValueDictionary[tuple[str, str], Surface] = weakref.WeakValueDictionary()
 
@@ -292,11 +293,16 @@ def _again(cls: type[Mesh], vertices: str, faces: str, creases: Literal["sharp",
 
 def _arrays(vertices: Any, faces: Any) -> tuple[np.ndarray, np.ndarray]:
     """Arrays (n, 3) and (m, 3) from whatever was given."""
-    points, triangles = (
-        from_text(each, name) if isinstance(each, str) else np.array(each.detach().cpu().numpy() if isinstance(each, Tensor) else each)
-        for each, name in ((vertices, "vertices"), (faces, "faces"))
-    )
-    points = points.astype(np.float64)
+    try:
+        points, triangles = (
+            from_text(each, name) if isinstance(each, str) else np.array(each.detach().cpu().numpy() if isinstance(each, Tensor) else each)
+            for each, name in ((vertices, "vertices"), (faces, "faces"))
+        )
+        points = points.astype(np.float64)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError("Mesh: vertices and faces must have three numbers in every row; some rows are of another length") from None
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"Mesh: vertices must have shape (n, 3), got {points.shape}")
     if triangles.ndim != 2 or triangles.shape[1] != 3 or not len(triangles):
@@ -307,6 +313,8 @@ def _arrays(vertices: Any, faces: Any) -> tuple[np.ndarray, np.ndarray]:
     bad = np.flatnonzero(~np.isfinite(points).all(1))
     if len(bad):
         raise ValueError(f"Mesh: vertex {bad[0]} is not finite: {tuple(points[bad[0]].tolist())}")
+    if len(points) and np.abs(points).max() > _LARGEST:
+        raise ValueError(f"Mesh: vertices reach to {np.abs(points).max():.1e}, beyond {_LARGEST:.0e}, where single precision fails; scale them down")
     bad = np.flatnonzero(((triangles < 0) | (triangles >= len(points))).any(1))
     if len(bad):
         one_based = triangles.min() == 1 and triangles.max() == len(points)

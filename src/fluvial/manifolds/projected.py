@@ -1,6 +1,7 @@
 """A manifold that is known by its projection only."""
 
 import math
+import operator
 from collections.abc import Callable
 
 import torch
@@ -114,6 +115,7 @@ def from_projection(projection: Callable[[Tensor], Tensor], dim: int, *, event_s
     """
     if not callable(projection):
         raise TypeError(f"from_projection: expected a function of points, got {type(projection).__name__}")
+    dim = operator.index(dim)
     shape = (dim + 1,) if event_shape is None else (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     if not 1 <= dim <= math.prod(shape):
         raise ValueError(f"from_projection: no image in space of shape {shape} has dimension {dim}")

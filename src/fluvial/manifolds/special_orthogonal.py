@@ -1,6 +1,7 @@
 """Rotations."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ class SpecialOrthogonal(Manifold):
         n: Size of the matrices, at least 2.
 
     Raises:
+        TypeError: If n is no whole number.
         ValueError: If n is below 2.
 
     Example:
@@ -44,6 +46,7 @@ class SpecialOrthogonal(Manifold):
     """
 
     def __init__(self, n: int) -> None:
+        n = operator.index(n)
         if n < 2:
             raise ValueError(f"SpecialOrthogonal: n must be at least 2, got {n}; SpecialOrthogonal(3) are the rotations of space")
         self.n = n

@@ -59,7 +59,9 @@ def integral_by_sampling(flow: nn.Module, c: Condition = None, *, max_points: in
     # Of a density that integrates to less, the samples say less than they should; this errs on the safe side.
     variance = max(found.value, 1.0) * second - found.value**2
     error = max(found.standard_error, math.sqrt(variance / n)) if math.isfinite(variance) and variance > 0 else found.standard_error
-    return Estimate(found.value, error, n, found.bad_rows, "; ".join(filter(None, (f"{n} {proposal.name}", found.note))))
+    # Kernels on samples do not reach what lies far from all of them, where there is no uniform part.
+    far = "" if has_uniform(flow.manifold) else "mass far from all samples of the flow is not seen"
+    return Estimate(found.value, error, n, found.bad_rows, "; ".join(filter(None, (f"{n} {proposal.name}", far, found.note))))
 
 
 class _Mixture:

@@ -121,7 +121,7 @@ class FreeFormLikelihood(Objective):
         most = space.dim if self.probe == "data" else latent.dim
         if self.probes > most:
             raise ValueError(f"FreeFormLikelihood: {self.probes} orthogonal probes do not exist in dimension {most}; ask for 1 to {most}")
-        if "uniform_reconstruction" in self.terms and not has_uniform(space):
+        if self.terms.get("uniform_reconstruction") and not has_uniform(space):
             raise ValueError(f"FreeFormLikelihood: the term uniform_reconstruction needs a manifold of finite volume, not {space}")
         for manifold in (space, latent) if self.geodesic else ():
             point = manifold.project(torch.ones(1, *manifold.event_shape))
@@ -129,7 +129,7 @@ class FreeFormLikelihood(Objective):
                 manifold.distance(point, point)
             except NotImplementedError as error:
                 raise ValueError(f"FreeFormLikelihood: geodesic=True, but {error}") from None
-        if "intermediate_reconstruction" in self.terms:
+        if self.terms.get("intermediate_reconstruction"):
             nets = (_with_states(core, side) for side in ("encoder", "decoder"))
             sizes = [(getattr(net, "width", None), getattr(net, "blocks", None)) for net in nets]
             if sizes[0] != sizes[1]:
