@@ -1,6 +1,6 @@
 """Poses of a rigid body, given features: one flow on rotations and positions together, against its known entropy.
 
-    python examples/poses.py --steps 4000
+python examples/poses.py --steps 4000
 """
 
 import argparse
