@@ -336,7 +336,7 @@ def measure(rivals: Rivals, *, rounds: int, batches: tuple[int, ...] = BATCHES, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", default="benchmarks/results/floods-seed0", help="folder of a trained flow")
+    parser.add_argument("run", nargs="?", default="benchmarks/results/floods-quick-seed0", help="folder of a trained flow")
     parser.add_argument("--baseline", type=Path, help="folder of its baseline; default flow-matching-… beside it")
     parser.add_argument("--manifold", choices=MANIFOLDS, help="build a flow on this manifold instead")
     parser.add_argument("--data", help="name of the function of fluvial.data to train on, with --manifold")

@@ -269,7 +269,7 @@ def summary(course: Course) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of a trained free-form flow, such as benchmarks/results/floods-seed0")
+    parser.add_argument("run", help="folder of a trained free-form flow, such as benchmarks/results/floods-quick-seed0")
     parser.add_argument("--seconds", type=float, help="train at least so long; default as long as the flow")
     parser.add_argument("--steps", type=int, default=0, help="train at least so many steps")
     parser.add_argument("--longest", type=float, help="seconds after which the plateau is no longer waited for; default four times as long")

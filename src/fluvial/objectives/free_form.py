@@ -66,6 +66,8 @@ class FreeFormLikelihood(Objective):
         geodesic: Squared geodesic instead of embedding distance in all reconstruction terms.
         gap_tolerance: τ per dimension, in nats: a gap up to τ·n counts as consistent.
         beta_start: β at the start under "auto".
+        beta_max: What β does not exceed under "auto". A β so large that the networks only mind each other stops them from learning; where a few
+            rows keep the gap open it may come to that.
         adapt_every: Steps between two moves of β.
 
     Raises:
@@ -96,10 +98,11 @@ class FreeFormLikelihood(Objective):
         geodesic: bool = False,
         gap_tolerance: float = 0.02,
         beta_start: float = 100.0,
+        beta_max: float = 1e7,
         adapt_every: int = 50,
     ) -> None:
         super().__init__()
-        _check_arguments(beta, probe, probes, probe_scale, (fraction, sample_fraction), terms or {}, warmup, gap_tolerance, beta_start)
+        _check_arguments(beta, probe, probes, probe_scale, (fraction, sample_fraction), terms or {}, warmup, gap_tolerance, (beta_start, beta_max))
         self.beta = beta
         self.probe: Probe = probe
         self.probes = probes
@@ -111,6 +114,7 @@ class FreeFormLikelihood(Objective):
         self.geodesic = geodesic
         self.gap_tolerance = gap_tolerance
         self.beta_start = beta_start
+        self.beta_max = beta_max
         self.adapt_every = adapt_every if beta == "auto" else 0
         self.register_buffer("log_beta", torch.tensor(math.log(beta_start if beta == "auto" else beta)))
         self.register_buffer("gap", torch.tensor(math.nan))
@@ -206,7 +210,7 @@ class FreeFormLikelihood(Objective):
             # at ten times that the likelihood has no say in it any more.
             plateau = 10 * 0.5 * (parts.manifold.dim - parts.latent_manifold.dim) / square.clamp_min(1e-12)
             if bool(torch.isfinite(square)):
-                self.log_beta.lerp_(plateau.log().to(self.log_beta.dtype), 0.3).clamp_(math.log(1e-3), math.log(1e7))
+                self.log_beta.lerp_(plateau.log().to(self.log_beta.dtype), 0.3).clamp_(math.log(1e-3), math.log(self.beta_max))
             return {"beta": self.log_beta.exp()}
         per_row = _log_det_cycle(parts, h, c)
         gap = weighted_mean(per_row, batch.weight)
@@ -221,7 +225,7 @@ class FreeFormLikelihood(Objective):
         target = (1 - 0.5 * progress.fraction) * self._tolerance(flow)
         # An inconsistent pair learns nothing true, so that far off β may rise twice as fast as it falls.
         move = torch.log(bound.clamp_min(1e-12) / target).clamp(-1.0, 2.0)
-        self.log_beta.add_(0.1 * move).clamp_(math.log(1e-3), math.log(1e7))
+        self.log_beta.add_(0.1 * move).clamp_(math.log(1e-3), math.log(self.beta_max))
         return {"beta": self.log_beta.exp(), "gap": self.gap.abs(), "gap_bound": bound}
 
     def param_groups(self, flow: nn.Module) -> list[dict[str, Any]]:
@@ -313,7 +317,7 @@ def _check_arguments(
     terms: dict[str, float],
     warmup: Any,
     tolerance: float,
-    start: float,
+    betas: tuple[float, float],
 ) -> None:
     who = "FreeFormLikelihood"
     if beta != "auto" and not (isinstance(beta, (int, float)) and beta > 0 and math.isfinite(beta)):
@@ -331,5 +335,5 @@ def _check_arguments(
             raise ValueError(f"{who}: the weight of {name} must be a number ≥ 0, got {weight}")
     if warmup is not None and not (len(warmup) == 2 and 0 <= warmup[0] < warmup[1]):
         raise ValueError(f"{who}: warmup must be two epochs 0 ≤ a < b, got {warmup}")
-    if not tolerance > 0 or not start > 0:
-        raise ValueError(f"{who}: gap_tolerance and beta_start must be positive, got {tolerance} and {start}")
+    if not tolerance > 0 or not 0 < betas[0] <= betas[1]:
+        raise ValueError(f"{who}: gap_tolerance and beta_start must be positive, beta_start at most beta_max, got {tolerance}, {betas[0]} and {betas[1]}")
