@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from fluvial.data import load
+from fluvial.data import Dataset, DataSpec, load
 from fluvial.data.coordinates import from_quaternion, from_rotation_matrix, from_rotation_vector
-from fluvial.manifolds import Euclidean, Product, SpecialOrthogonal, Sphere, Torus
+from fluvial.manifolds import Euclidean, Mesh, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus
 from fluvial.recipes.recipe import Recipe
 
 MATRIX = [f"r{i}{j}" for i in range(3) for j in range(3)]
@@ -129,10 +129,8 @@ def test_angles(write):
     torch.testing.assert_close(ds.x[2], ds.x[3])
     ds = load(path, radians="chi")
     torch.testing.assert_close(ds.x[:, 0, 0], torch.cos(torch.tensor([0.0, math.pi, -6.0, 6.0])))
-    # A missing angle stays missing, for the check to name.
-    ds = load(write(pd.DataFrame({"phi": [1.0, np.nan, 3.0]})), degrees="phi")
-    with pytest.raises(ValueError, match="row 1, column 'phi' is nan"):
-        ds.check()
+    with pytest.raises(ValueError, match="angle 'phi' of row 1 is nan: 1 such rows of 3"):
+        load(write(pd.DataFrame({"phi": [1.0, np.nan, 3.0]})), degrees="phi")
 
 
 @pytest.mark.parametrize(
@@ -220,3 +218,137 @@ data:
     again = Recipe.parse("again", recipe.to_yaml()).dataset()
     torch.testing.assert_close(again.x, ds.x)
     assert Recipe.parse("one", text, ["--data.init_args.degrees", "psi"]).dataset().spec.names[:2] == ("cos psi", "sin psi")
+
+
+@pytest.mark.parametrize(
+    ("names", "scalar_first", "message"),
+    [
+        (["qw", "qx", "qy", "qz"], False, "columns qw, qx, qy, qz look scalar first; say scalar_first=True"),
+        (["Q_W", "qx", "qy", "qz"], False, "look scalar first"),
+        (["qx", "qy", "qz", "qw"], True, "columns qx, qy, qz, qw look scalar last; leave scalar_first=True out"),
+    ],
+)
+def test_names_of_quaternions_show_their_order(write, frame, names, scalar_first, message):
+    with pytest.raises(ValueError, match=message):
+        load(write(frame.rename(columns={"qw": names[0]} if names[0] == "Q_W" else {})), quaternion=names, scalar_first=scalar_first)
+
+
+def test_rotation_vectors_in_degrees(write, frame):
+    vector = ["vx", "vy", "vz"]
+    turns = frame.copy()
+    turns.loc[:4, vector] *= (1 + 2 * math.pi / np.linalg.norm(frame.loc[:4, vector], axis=1))[:, None]
+    longer = load(write(turns), rotation_vector=vector)
+    torch.testing.assert_close(longer.x, load(write(frame), rotation_vector=vector).x, rtol=0, atol=1e-5)
+    frame[vector] = np.rad2deg(frame[vector])
+    with pytest.raises(ValueError, match=r"rotation vector of row 0 is .* long \(12 of 12 rows .* are these degrees\? .*57.3"):
+        load(write(frame), rotation_vector=vector)
+
+
+def test_steps_and_noise_of_the_flat_columns_of_a_product(write, frame):
+    frame[["x", "y", "z"]] = frame[["x", "y", "z"]].round(1)
+    path, pose = write(pd.concat([frame] * 20)), {"quaternion": ["qx", "qy", "qz", "qw"], "columns": ["x", "y", "z"]}
+    ds = load(path, **pose, dequantize=0.1)
+    assert ds.spec.dequantize == (0.0,) * 9 + (0.1,) * 3
+    assert load(path, **pose, dequantize=[0.1, 0.2, 0.0]).spec.dequantize == (0.0,) * 9 + (0.1, 0.2, 0.0)
+    assert load(path, **pose, noise=[0.1, 0.2, 0.0]).spec.noise == (0.0,) * 9 + (0.1, 0.2, 0.0)
+    assert load(path, **pose, noise=0.1).spec.noise == 0.1
+    torch.testing.assert_close(ds.spec.perturb(ds.x)[:, :9], ds.x[:, :9], rtol=0, atol=1e-6)
+    assert bool((ds.spec.perturb(ds.x)[:, 9:] > ds.x[:, 9:]).any())
+    assert DataSpec.from_dict(ds.spec.to_dict()) == ds.spec
+    with pytest.raises(ValueError, match="dequantize must be one number, or one per column"):
+        load(path, **pose, dequantize=[0.1, 0.2])
+    # Repeated rotations are mended by noise, not by steps of their entries.
+    with pytest.raises(ValueError, match="'R_0_0', .*discrete .*has no bound; noise= adds Gaussian noise; or"):
+        load(path, **pose).check()
+    inner = Product(Product(Torus(1), Euclidean(1)), Euclidean(2))
+    assert DataSpec(5, manifold=inner, dequantize=1.0).dequantize == (0.0, 0.0, 1.0, 1.0, 1.0)
+    assert DataSpec(4, manifold=Product(Torus(1), Torus(1)), dequantize=1.0).dequantize == 1.0
+
+
+@pytest.mark.parametrize(
+    ("manifold", "row", "message", "absent"),
+    [
+        (
+            SpecialOrthogonal(3),
+            torch.diag(torch.tensor([1.0, 1.0, -1.0])),
+            "it is a reflection, its determinant is −1, .*swapping two axes",
+            "project",
+        ),
+        (SpecialOrthogonal(3), 2 * torch.eye(3), r"call SpecialOrthogonal\(3\).project\(x\) first.*for quaternions or", "degrees"),
+        (PoincareBall(2), torch.tensor([1.5, 0.0]), "it has norm 1.5, and points of norm ≥ 1 are no points", "project"),
+        (PoincareBall(2), torch.tensor([1.0, 0.0]), "it has norm 1, and points of norm ≥ 1 are", "project"),
+        (Torus(1), torch.tensor([[2.0, 0.0]]), r"call Torus\(1\).project\(x\) first.*for degrees", "quaternion"),
+        (Product(PoincareBall(1), Euclidean(1)), torch.tensor([1.0, 5.0]), r"its part on PoincareBall\(1\) has norm 1, and", "project"),
+        (
+            Product(SpecialOrthogonal(2), Euclidean(1)),
+            torch.tensor([1.0, 0.0, 0.0, -1.0, 5.0]),
+            r"its part on SpecialOrthogonal\(2\) is a reflection",
+            "project",
+        ),
+        (Product(Euclidean(1), Sphere(1)), torch.tensor([5.0, 0.0, 0.0]), r"no one point of Sphere\(1\) is nearest to its part there", "project"),
+        (Product(Sphere(1), Euclidean(1)), torch.tensor([2.0, 0.0, 5.0]), r"call Product\(.*\).project\(x\) first.*for degrees", "quaternion"),
+    ],
+)
+def test_the_advice_fits_the_manifold(manifold, row, message, absent):
+    with pytest.raises(ValueError, match=r"row 0 lies .* away from .*\(2 such rows of 2\); " + message) as raised:
+        Dataset(torch.stack([row, row]), manifold=manifold).check()
+    assert absent not in str(raised.value)
+
+
+def test_points_beside_their_manifold_are_projected(write):
+    corners = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    mesh = Mesh(corners, [[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
+    points = mesh.random_uniform(50, generator=torch.Generator().manual_seed(0)) + 0.05
+    path = write(pd.DataFrame(points.numpy(), columns=["x", "y", "z"]))
+    with pytest.raises(ValueError, match=r"away from Mesh.*project=True of fluvial.data.load"):
+        load(path, manifold=mesh).check()
+    ds = load(path, manifold=mesh, project=True)
+    ds.check()
+    torch.testing.assert_close(ds.x, mesh.project(points))
+    # What has no nearest point, or is not finite, stays as it is for the check to name.
+    mirrored = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    np.save(path.with_suffix(".npy"), torch.stack([1.1 * torch.eye(3), mirrored]).numpy())
+    ds = load(path.with_suffix(".npy"), manifold=SpecialOrthogonal(3), project=True)
+    torch.testing.assert_close(ds.x, torch.stack([torch.eye(3), mirrored]))
+    with pytest.raises(ValueError, match="row 1 .*it is a reflection"):
+        ds.check()
+    with pytest.raises(ValueError, match=r"row 0 .*no one point of Sphere\(1\) is nearest to it: leave such rows out"):
+        Dataset([[0.0, 0.0], [1.0, 0.0]], manifold=Sphere(1)).check()
+    path = write(pd.DataFrame({"x": [3.0, np.nan], "y": [4.0, 1.0]}))
+    ds = load(path, manifold=Sphere(1), project=True)
+    torch.testing.assert_close(ds.x[0], torch.tensor([0.6, 0.8]))
+    with pytest.raises(ValueError, match="row 1, column 'x' is nan"):
+        ds.check()
+    with pytest.raises(ValueError, match="project=True moves rows .*give manifold= too"):
+        load(path, project=True)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npz"])
+def test_labels_become_conditions(write, frame, ending):
+    frame["residue"] = (["GLY", "ALA"] * 6) if ending != "npz" else np.array(["GLY", "ALA"] * 6)
+    frame["chain"] = [10, 2, 1] * 4
+    path = write(frame, f"torsions.{ending}")
+    if ending == "npz":  # text as numpy holds it, not as Python objects
+        np.savez(path, **{name: frame[name].to_numpy(str if name == "residue" else None) for name in ("phi", "grip", "residue", "chain")})
+    ds = load(path, degrees="phi", condition="grip", categorical=["residue", "chain"])
+    assert ds.spec.condition_names == ("grip", "residue=ALA", "residue=GLY", "chain=1", "chain=2", "chain=10")
+    assert ds.c.shape == (12, 6)
+    torch.testing.assert_close(ds.c[:, 0], torch.tensor(frame.grip.to_numpy(), dtype=torch.float32))
+    assert ds.c[:2, 1:].tolist() == [[0, 1, 0, 0, 1], [1, 0, 0, 1, 0]]
+    ds = load(path, columns="phi", condition=["chain", "grip"], categorical="chain")
+    assert ds.spec.condition_names == ("chain=1", "chain=2", "chain=10", "grip")
+    with pytest.raises(ValueError, match="column 'residue'.*GLY.*make it a condition.*categorical="):
+        load(path, columns=["phi"], condition=["residue"])
+    with pytest.raises(ValueError, match="column 'grip', row 0: the label is .*, neither text nor a whole number"):
+        load(write(frame, "g.parquet"), columns="phi", categorical="grip")
+
+
+def test_odd_labels_name_their_row(write):
+    with pytest.raises(ValueError, match="column 'a', row 1: the label is missing"):
+        load(write(pd.DataFrame({"x": [1.0, 2.0], "a": ["u", None]})), categorical="a")
+    with pytest.raises(ValueError, match="column 'a': 1001 levels in 1001 rows, more than 1000; is it a label"):
+        load(write(pd.DataFrame({"x": np.arange(1001.0), "a": np.arange(1001)})), categorical="a")
+    with pytest.raises(ValueError, match="no column 'b'"):
+        load(write(pd.DataFrame({"x": [1.0, 2.0]})), categorical="b")
+    with pytest.raises(ValueError, match="column 'x' is given two uses"):
+        load(write(pd.DataFrame({"x": [1.0, 2.0]})), columns="x", categorical="x")

@@ -205,7 +205,7 @@ def test_an_abstract_class_asks_for_one():
 
 
 def test_unknown_recipes_are_answered_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="no recipe 'moon'; the packaged ones are airports, .*; did you mean moons?"):
+    with pytest.raises(ValueError, match=r"no recipe 'moon'; did you mean moons\? the packaged ones are airports, "):
         recipes.locate("moon")
     with pytest.raises(FileNotFoundError, match="no such file"):
         recipes.locate(str(tmp_path / "mine.yaml"))

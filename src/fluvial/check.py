@@ -4,21 +4,23 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fluvial.codecs.standardize import wants_fit
 from fluvial.conditions import Condition, leaves, transform
 from fluvial.data import as_dataset
 from fluvial.data.problems import check_finite, check_on_manifold
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean, Manifold, SpecialOrthogonal, Sphere, Torus
+from fluvial.manifolds import Euclidean, Manifold, Product, SpecialOrthogonal, Sphere, Torus, has_uniform
 from fluvial.metrics.c2st import c2st
 from fluvial.metrics.estimate import Estimate, mean_estimate
 from fluvial.metrics.kolmogorov_smirnov import kolmogorov_smirnov
-from fluvial.metrics.likelihood import evaluating, float_of, gap_of, log_prob, placed, reconstruction, rms_estimate
+from fluvial.metrics.likelihood import Gap, evaluating, float_of, gap_of, log_prob, placed, reconstruction, rms_estimate
 from fluvial.metrics.normalisation import normalisation
 from fluvial.metrics.pca_gaussian import pca_gaussian
 from fluvial.metrics.plainest import plainest
@@ -136,6 +138,11 @@ class _Facts:
         self.z = flow.encode(x, c)
         self.z_again = flow.encode(self.samples, c)
         self.log_prob = log_prob(flow, x, c)
+
+    @cached_property
+    def gap(self) -> Gap:
+        """Of a flow that is no bijection."""
+        return gap_of(log_prob(self.flow, self.x, self.c, volume="encoder"), self.log_prob, self.weight)
 
     def similarity(self, samples: Tensor, reference: Tensor) -> tuple[Estimate, str] | None:
         """C2ST accuracy of weighted data-like rows (`reference`) against unweighted draws, with its AUC in words; None where weights forbid it."""
@@ -257,15 +264,21 @@ def _gap(facts: _Facts) -> list[Row]:
     advice = "raise beta (beta='auto' does so until they agree) and train longer: until then log_prob is no density"
     if flow.is_bijective:
         return [Row(name, None, None, "not applicable", meaning, "the log-determinant of a bijection is exact")]
-    gap = gap_of(log_prob(flow, facts.x, facts.c, volume="encoder"), facts.log_prob, facts.weight)
-    mean = THRESHOLDS[name].verdict(abs(gap.signed.value) / flow.dim, 2 * gap.signed.standard_error / flow.dim)
-    each = THRESHOLDS[name].verdict(gap.absolute.value / flow.dim / 5, 2 * gap.absolute.standard_error / flow.dim / 5)
-    verdict = max(mean, each, key=("good", "doubtful", "bad").index)
+    gap, verdict = facts.gap, _gap_verdict(facts)
     if flow.is_bottleneck:
         meaning += "; with a bottleneck only a bound"
         verdict = "doubtful" if verdict == "bad" and math.isfinite(gap.signed.value) else verdict
         advice = "look at reconstruction and cycle first: if they are good, the encoder is merely not the decoder's shortest inverse"
     return [_row(name, gap.signed, verdict, meaning, advice, f"mean |gap| of single rows {gap.absolute}")]
+
+
+def _gap_verdict(facts: _Facts) -> Verdict:
+    """Of the mean, and of single rows."""
+    limit, gap, dim = THRESHOLDS["encoder/decoder gap"], facts.gap, facts.flow.dim
+    mean = limit.verdict(abs(gap.signed.value) / dim, 2 * gap.signed.standard_error / dim)
+    each = limit.verdict(gap.absolute.value / dim / 5, 2 * gap.absolute.standard_error / dim / 5)
+    order: tuple[Verdict, ...] = ("good", "doubtful", "bad")
+    return order[max(order.index(mean), order.index(each))]
 
 
 def _jacobian(facts: _Facts) -> list[Row]:
@@ -283,7 +296,7 @@ def _jacobian(facts: _Facts) -> list[Row]:
     typical = _spread(facts.x, facts.weight) / _spread(facts.base)
     shrunk = typical / float(smallest.min()) if float(smallest.min()) > 0 else math.inf
     advice = "where the data lie on a surface, add noise (noise=…) or lower the latent dimension; else raise beta"
-    cure = "standardise the data (flows.free_form does), add noise (noise=…) or lower the latent dimension; else evaluate in float64"
+    cure = f"{_standardising(flow)}add noise (noise=…) or lower the latent dimension; else evaluate in float64"
     return [
         Row(
             "smallest singular value",
@@ -304,6 +317,16 @@ def _jacobian(facts: _Facts) -> list[Row]:
             f"median {float(ratio.median()):.3g}",
         ),
     ]
+
+
+def _standardising(flow: Flow) -> str:
+    """The advice to bring flat data to scale, for flows that do not do it themselves."""
+    if any(wants_fit(part) for part in flow.codec.modules()):
+        return ""
+    if isinstance(flow.manifold, Euclidean):
+        return "standardise the data (flows.free_form does), "
+    flat = isinstance(flow.manifold, Product) and any(isinstance(factor, Euclidean) for factor in flow.manifold.factors)
+    return "give the flat factors of the points a spread near 1, " if flat else ""
 
 
 def _latent(facts: _Facts) -> list[Row]:
@@ -334,6 +357,10 @@ def _similarity_row(name: str, score: tuple[Estimate, str] | None, meaning: str,
 def _mass(facts: _Facts) -> list[Row]:
     name, meaning = "normalisation", "integral of exp(log_prob) over the space; 1 for a density"
     advice = "raise beta until encoder and decoder agree (beta='auto'): where they disagree, log_prob is not the density of the samples"
+    curved = not isinstance(facts.flow.manifold, Euclidean)
+    if curved and not facts.flow.is_bijective and not facts.flow.is_bottleneck and _gap_verdict(facts) == "good":
+        also = ", uniform_reconstruction" if has_uniform(facts.flow.manifold) else ""
+        advice = f"encoder and decoder agree on the data, but not elsewhere: add the terms x_projection, z_projection{also}, or train longer"
     if facts.flow.is_bijective:
         advice = "a bijection's density is exact: give the integral more points, or float64; if that does not help, a codec's ladj is wrong"
     n = len(facts.x)

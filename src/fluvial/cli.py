@@ -105,6 +105,7 @@ def _run(words: list[str]) -> int:
         parser.print_help()
         return 0
     rest, overrides = fit.take_overrides(words) if words[0] == "fit" else (words, [])
+    rest = sample.with_signs(rest) if rest[:1] == ["sample"] else rest
     arguments = parser.parse_args(rest, argparse.Namespace(words=words, overrides=overrides))
     if arguments.command is None:
         parser.error("say a command")

@@ -106,7 +106,8 @@ class Flow(nn.Module):
         that of all methods, is kept only where a gradient is asked for: in training mode (``flow.train()``), or where x or c requires one.
 
         Args:
-            x: Points, shape (\*batch, \*event).
+            x: Points, shape (\*batch, \*event). They are taken to be on the manifold, which is not checked: call ``manifold.project`` first
+                where they are not. (`fluvial.check` and `fluvial.metrics.nll` look, and refuse rows far beside it.)
             c: Condition, whose batch broadcasts against that of x.
             volume: "decoder", or "encoder" for p(f(x))·|det J_f| at x itself, which is not certified to integrate to 1.
             at: "reconstruction", or "preimage" to solve decode(z) = x first; rows without a solution get −inf and are counted in a warning.
@@ -222,7 +223,8 @@ class Flow(nn.Module):
             return self._decode_density(self._encode(x, c), c)[1]
         # In the coordinates of the networks, where a common tolerance makes sense; the bijections around them are exact.
         before, core, after, space, latent = self._parts
-        h = before.encode(x, c) if before is not None else x
+        # On the space to the last digit: Newton's tolerance is finer than the rounding of a shift from far away.
+        h = space.project(before.encode(x, c)) if before is not None else x
         z, solved = preimage(core, space, latent, h, latent.project(core.encode(h, c)), c)  # pyright: ignore[reportOptionalMemberAccess]
         unsolved.append(int((~solved).sum()))
         # Rows without a preimage are left out of the density: its gradient there need not be finite.

@@ -10,6 +10,7 @@ from fluvial.codecs.codec import Bijection, Codec
 from fluvial.codecs.coupling import Coupling
 from fluvial.codecs.cubic import Cubic
 from fluvial.codecs.cylinder import Cylinder
+from fluvial.codecs.factorwise import Factorwise
 from fluvial.codecs.free_form import FreeForm
 from fluvial.codecs.hadamard import Hadamard
 from fluvial.codecs.isometry import Isometry
@@ -19,6 +20,7 @@ from fluvial.codecs.permutation import Permutation
 from fluvial.codecs.principal_axes import PrincipalAxes
 from fluvial.codecs.rational_quadratic import RationalQuadratic
 from fluvial.codecs.rotation import Rotation
+from fluvial.codecs.similarity import Similarity
 from fluvial.codecs.smooth import Smooth
 from fluvial.codecs.softplus import Log, Softplus
 from fluvial.codecs.standardize import HasFit, Standardize, fit_codec_
@@ -39,6 +41,7 @@ __all__ = [
     "Coupling",
     "Cubic",
     "Cylinder",
+    "Factorwise",
     "FreeForm",
     "Hadamard",
     "HasFit",
@@ -51,6 +54,7 @@ __all__ = [
     "PrincipalAxes",
     "RationalQuadratic",
     "Rotation",
+    "Similarity",
     "Smooth",
     "Softplus",
     "Standardize",

@@ -80,6 +80,7 @@ recipes, those whose run or data are missing are named as not run.""",
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate."""
     from fluvial.commands.figures import figures
+    from fluvial.commands.results import departures
     from fluvial.training.settings import training_device
 
     runs, not_run = _find(arguments.runs)
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             place.write("metrics.json", entries)
             found.setdefault(recipe, []).append(entries | {"path": str(place.path)})
             if not arguments.json:
-                print(f"{place.path}\n{table(entries)}\n", flush=True)
+                print(f"{place.path}\n{table(entries, departures(place, entries['recipe']))}\n", flush=True)
         if not arguments.json and len(found.get(recipe, ())) > 1:
             print(_table_together(found[recipe], summary(found[recipe])) + ("\n" if len(recipes) > 1 else ""), flush=True)
     if arguments.json:
@@ -132,8 +133,13 @@ def _as_json(found: dict[str, list[dict[str, Any]]], not_run: dict[str, str]) ->
     return {"runs": bare, "together": together} | ({"not_run": not_run} if not_run else {})
 
 
-def table(entries: dict[str, Any]) -> str:
-    """The figures of one run as text."""
+def table(entries: dict[str, Any], differences: Sequence[str] = ()) -> str:
+    """The figures of one run as text.
+
+    Args:
+        entries: What is written to ``metrics.json``.
+        differences: How the run departs from the packaged recipe. The recipe's note, which is about the run as packaged, is then left out.
+    """
     references = entries["references"]
     lines = [
         f"{entries['recipe']}: {entries['title']}",
@@ -158,7 +164,12 @@ def table(entries: dict[str, Any]) -> str:
     if entries["is_bottleneck"]:
         lines.append(f"  The density is that on the image of the decoder, of dimension {entries['dim']}: comparable only with the same dimension.")
     lines.append(f"  published: {'; '.join(map(published, entries['published'])) or NOT_PUBLISHED}")
-    lines += [f"  note: {entries['note']}"] if entries["note"] else []
+    if differences:
+        from fluvial.commands.results import not_as_packaged
+
+        lines.append(f"  {not_as_packaged(differences)}")
+    elif entries["note"]:
+        lines.append(f"  note: {entries['note']}")
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
 """What was published and what runs have reached, side by side."""
 
 import math
+import re
 import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ FIGURES = {"nll": "nll", "c2st": "c2st"}
 SECTIONS = ("flow", "data", "objective", "split", "fit")
 INDIFFERENT = ("fit.seed", "fit.device", "fit.progress", "fit.checkpoint_every", "fit.compile", "root", "path", "cache")
 DIFFERENCES = 3
+_FILE = re.compile(r"FLUVIAL_DATA .*to a folder with (\S+)")
 
 
 @dataclass
@@ -55,13 +58,17 @@ def table(folders: Sequence[Path]) -> str:
     results = collect(folders)
     rows: list[tuple[str, ...]] = [HEAD]
     notes: list[list[str]] = [[]]
+    lacking: dict[str, list[str]] = {}
     for name in [*packaged, *sorted({result.recipe for result in results} - packaged.keys())]:
         own = [result for result in results if result.recipe == name]
         entry = packaged.get(name) or next(iter(own[0].runs.values()))
         for published in entry.get("published") or []:
             for result in own or [Result(name)]:
                 rows.append(_row(result, published))
-                notes.append(_notes(result))
+                below, missing = _notes(result)
+                notes.append(below)
+                if missing:
+                    lacking.setdefault(missing, []).append(name)
     if len(rows) == 1:
         return "no recipe has a published figure"
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -69,13 +76,13 @@ def table(folders: Sequence[Path]) -> str:
     for row, below in zip(rows, notes):
         lines.append("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
         lines += [f"    {piece}" for note in below for piece in textwrap.wrap(note, WIDTH)]
+    lines += [piece for text in _lacking(lacking) for piece in ("", *textwrap.wrap(text, WIDTH, break_on_hyphens=False))]
     return "\n".join([*lines, "", f"± over runs (or over the test rows of a single one); runs in {', '.join(map(str, folders))}"])
 
 
 def collect(folders: Sequence[Path]) -> list[Result]:
     """The runs in the folders that have been evaluated, put together by recipe and settings."""
     found: dict[tuple[str, tuple[str, ...]], Result] = {}
-    whole: dict[str, dict[str, Any]] = {}
     for folder in folders:
         there: dict[tuple[str, tuple[str, ...]], Result] = {}
         for run in _runs(folder):
@@ -83,15 +90,34 @@ def collect(folders: Sequence[Path]) -> list[Result]:
             if entries is None or not (run.path / "recipe.yaml").is_file():
                 continue
             name = entries["recipe"]
-            if name not in whole:
-                whole[name] = _flat(yaml.safe_load(Recipe.parse(*locate(name)).to_yaml())) if name in names() else {}
-            differences = _differences(_flat(yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))), whole[name])
+            differences = departures(run, name)
             differences += ("fresh rows",) if entries["data"].get("fresh") else ()
             there.setdefault((name, differences), Result(name, differences)).runs[entries["fit_seed"]] = entries
         for key, result in there.items():
             result.runs |= found[key].runs if key in found else {}
             found[key] = result
     return [found[key] for key in sorted(found)]
+
+
+def departures(run: Run, recipe: str) -> tuple[str, ...]:
+    """How the settings of a run depart from those of the packaged recipe, such as "fit.max_time 60"; () where none has that name."""
+    return _differences(_flat(yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))), _packaged(recipe))
+
+
+@cache
+def _packaged(recipe: str) -> dict[str, Any]:
+    return _flat(yaml.safe_load(Recipe.parse(*locate(recipe)).to_yaml())) if recipe in names() else {}
+
+
+def not_as_packaged(differences: Sequence[str]) -> str:
+    """The first few differences in words.
+
+    Example:
+        >>> not_as_packaged(["fit.max_time 60", "fit.patience 3", "flow.width 64", "split.seed 1"])
+        'not as packaged: fit.max_time 60, fit.patience 3, flow.width 64 and 1 more'
+    """
+    more = len(differences) - DIFFERENCES
+    return f"not as packaged: {', '.join(differences[:DIFFERENCES])}" + (f" and {more} more" if more > 0 else "")
 
 
 def _runs(folder: Path) -> Iterator[Run]:
@@ -115,13 +141,25 @@ def _row(result: Result, published: dict[str, Any]) -> tuple[str, ...]:
     return (result.recipe, published["figure"] + kind, f"{published['value']:g}", ours, *beside)
 
 
-def _notes(result: Result) -> list[str]:
+def _notes(result: Result) -> tuple[list[str], str | None]:
+    """What stands below a row, and what its data lack, which is said once for all recipes."""
     if result.runs:
-        more = len(result.differences) - DIFFERENCES
-        shown = ", ".join(result.differences[:DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
-        return [f"not as packaged: {shown}"] if shown else []
+        return ([not_as_packaged(result.differences)] if result.differences else []), None
     missing = Recipe.parse(*locate(result.recipe)).missing_data()
-    return [missing if missing is not None else f"fluvial fit {result.recipe}"]
+    return ([f"fluvial fit {result.recipe}"] if missing is None else []), missing
+
+
+def _lacking(recipes: dict[str, list[str]]) -> list[str]:
+    """Why recipes were not run, each reason once: the files of the folder of data together, anything else as it was said."""
+    files: dict[str, None] = {}
+    others = []
+    for reason, concerned in recipes.items():
+        if found := _FILE.search(reason):
+            files[found[1]] = None
+        else:
+            others.append(f"not run ({', '.join(dict.fromkeys(concerned))}): {reason}")
+    together = f"not run for want of data: set the environment variable FLUVIAL_DATA to a folder with {', '.join(files)}"
+    return ([f"{together}; fluvial fit RECIPE says where to get them"] if files else []) + others
 
 
 def _mean(figures: Sequence[dict[str, Any] | None]) -> str:

@@ -1,9 +1,11 @@
 """fluvial sample: draw from a trained flow into a file."""
 
 import argparse
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 BATCH = 65_536
 NUMBERS_AT_A_TIME = 2**24  # of one batch: images come in shorter ones
 PROGRESS_INTERVAL = 0.5
+QUATERNION = ("qx", "qy", "qz", "qw")
+ROTATION_VECTOR = ("rx", "ry", "rz")
+_NEGATIVE = re.compile(r"-[\d.][\d.,eE_+-]*")
 
 
 def add(parsers: Any) -> None:
@@ -37,7 +42,7 @@ Writes one file, whose ending says how: .parquet and .csv with a named column fo
 under its name when it is whole; an interrupt or a full disk leaves what was there before. Memory stays bounded by the batch
 (but .npz is put together in memory). The same seed, number and batch give the same file on the same machine.
 
-Conditional flows need --condition: numbers (0.5,1), or a file (.csv .parquet .npy .npz) with one condition in each row; -n samples
+Conditional flows need --condition: numbers (0.5,1 or -0.5,1), or a file (.csv .parquet .npy .npz) with one condition in each row; -n samples
 are drawn for every row, and the conditions stand in columns beside them. RUN may also be a model.safetensors.""",
         examples="  fluvial sample airports -n 1_000_000 -o airports.parquet --latlon\n"
         "  fluvial sample runs/mine/2 -n 10 --condition temperatures.csv -o out.npz --seed 1",
@@ -46,12 +51,21 @@ are drawn for every row, and the conditions stand in columns beside them. RUN ma
     parser.add_argument("-n", "--number", metavar="N", type=count, required=True, help="how many samples; for each condition, where there are any")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="where to; replaced if it is there")
     parser.add_argument(
-        "--condition", metavar="C", action="append", default=[], help="numbers, or a file; NAME=numbers for conditions in several parts"
+        "--condition",
+        metavar="C",
+        action="append",
+        default=[],
+        help="numbers such as -0.5,1, or a file; NAME=numbers for conditions in several parts",
     )
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch", metavar="N", type=count, help=f"samples drawn and written at a time; default {BATCH}, fewer for large ones")
-    parser.add_argument("--latlon", action="store_true", help="points of the sphere as latitude and longitude in degrees")
-    parser.add_argument("--degrees", action="store_true", help="points of the torus as angles in degrees")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--latlon", action="store_true", help="points of the sphere as latitude and longitude in degrees")
+    shown.add_argument("--degrees", action="store_true", help="points of the torus as angles in degrees")
+    shown.add_argument("--quaternion", action="store_true", help=f"rotations of space as {', '.join(QUATERNION)}, also those in a product")
+    shown.add_argument(
+        "--rotation-vector", action="store_true", help=f"rotations of space as axis times angle in radians, {', '.join(ROTATION_VECTOR)}"
+    )
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -66,8 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
     conditions = _conditions(flow, arguments.condition)
     each = arguments.number
     rows = each if conditions is None else each * len(next(iter(_leaves(conditions).values())))
-    layout = _layout(flow, rows, latlon=arguments.latlon, degrees=arguments.degrees)
-    shown = latitude_longitude if arguments.latlon else angles if arguments.degrees else None
+    form = QUATERNION if arguments.quaternion else ROTATION_VECTOR if arguments.rotation_vector else None
+    layout = _layout(flow, rows, latlon=arguments.latlon, degrees=arguments.degrees, form=form)
+    shown: Callable[[np.ndarray], np.ndarray] | None = latitude_longitude if arguments.latlon else angles if arguments.degrees else None
+    if form is not None:
+        from fluvial.commands.rotation_columns import rotations
+
+        shown = partial(rotations, manifold=flow.manifold, form=form)
     batch = arguments.batch or max(1, min(BATCH, NUMBERS_AT_A_TIME // len(layout.names)))
     began = time.perf_counter()
     drawing = _Drawing(flow, conditions, each, arguments.seed, shown)
@@ -86,6 +105,22 @@ def run(arguments: argparse.Namespace) -> int:
             f"fluvial: warning: {drawing.not_finite} of {rows} samples are not finite; fluvial check says why to distrust the flow", file=sys.stderr
         )
     return 0
+
+
+def with_signs(words: Sequence[str]) -> list[str]:
+    """The words of the command line, with conditions that begin with a minus kept from being taken for an option.
+
+    Example:
+        >>> with_signs(["sample", "mine", "--condition", "-0.5,0.5", "-n", "3"])
+        ['sample', 'mine', '--condition=-0.5,0.5', '-n', '3']
+    """
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--condition" and _NEGATIVE.fullmatch(word):
+            joined[-1] = f"--condition={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 class _Drawing:
@@ -156,7 +191,7 @@ def _flow(arguments: argparse.Namespace) -> "Flow | Ensemble":
     return flow
 
 
-def _layout(flow: "Flow | Ensemble", rows: int, *, latlon: bool, degrees: bool) -> Layout:
+def _layout(flow: "Flow | Ensemble", rows: int, *, latlon: bool, degrees: bool, form: tuple[str, ...] | None) -> Layout:
     from fluvial.manifolds import Sphere, Torus
     from fluvial.metrics.likelihood import float_of
 
@@ -175,6 +210,11 @@ def _layout(flow: "Flow | Ensemble", rows: int, *, latlon: bool, degrees: bool) 
             raise ValueError(f"sample: --degrees is for points of a Torus, this flow lives on {flow.manifold}")
         shape, dtype = (flow.manifold.dim,), "float64"
         names = given if given is not None else column_names(shape)
+    if form is not None:
+        from fluvial.commands.rotation_columns import rotation_names
+
+        names, dtype = rotation_names(tuple(names), flow.manifold, form=form), "float64"
+        shape = (len(names),)
     return Layout(rows, shape, tuple(names), _condition_names(flow), "float64" if dtype == "float64" else "float32")
 
 

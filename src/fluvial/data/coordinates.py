@@ -12,6 +12,8 @@ from fluvial.manifolds import Euclidean, Manifold, Product, SpecialOrthogonal, S
 
 # How far nine numbers may be from a rotation matrix, as entries of RᵀR − 1.
 ORTHOGONAL = 1e-3
+# So many rotation vectors beyond a whole turn are no sign of degrees.
+FEW = 3
 
 
 class Coordinates(NamedTuple):
@@ -54,7 +56,8 @@ def coordinates(
         None where no kind is given.
 
     Raises:
-        ValueError: If a kind has not its number of columns, or latitude and longitude stand beside flat columns.
+        ValueError: If a kind has not its number of columns, latitude and longitude stand beside flat columns, or the names of a quaternion's
+            columns show another order than the one said.
 
     Example:
         >>> coordinates(quaternion=["qx", "qy", "qz", "qw"], columns=["x", "y", "z"])[1]
@@ -71,8 +74,9 @@ def coordinates(
             beside = " and no columns=" if kind == "latlon" else ""
             shown = f"{names!r} and {columns!r}" if kind == "latlon" else f"{names!r}"
             raise ValueError(f"{kind}: expected the names of {many} columns ({meaning}){beside}, got {shown}")
-        if kind == "quaternion" and scalar_first:
-            listed = [*listed[1:], listed[0]]
+        if kind == "quaternion":
+            _check_order(listed, scalar_first=scalar_first)
+            listed = [*listed[1:], listed[0]] if scalar_first else listed
         found.append(Coordinates(kind, listed))
     if scalar_first and given.get("quaternion") is None:
         raise ValueError("scalar_first says in which order the columns of a quaternion are; give quaternion= too, or leave it out")
@@ -142,9 +146,18 @@ def from_rotation_vector(v: ArrayLike) -> np.ndarray:
         Shape (n, 3, 3).
 
     Raises:
-        ValueError: If an entry is not finite, naming the row.
+        ValueError: If an entry is not finite, naming the row, or most vectors are longer than a whole turn, as in degrees.
     """
-    return SpecialOrthogonal.from_rotation_vector(torch.from_numpy(_finite(v, 3, "rotation vector"))).numpy()
+    rows = _finite(v, 3, "rotation vector")
+    length = np.linalg.norm(rows, axis=1)
+    beyond = length > 2 * np.pi
+    # A trajectory may pass a whole turn now and then; a few rows prove nothing.
+    if beyond.sum() > FEW and np.median(length) > 2 * np.pi:
+        raise ValueError(
+            f"rotation vector of row {_first(beyond)} is {length[beyond][0]:.4g} long ({int(beyond.sum())} of {len(rows)} rows beyond 2π, "
+            "a whole turn); are these degrees? Divide by 57.3 (np.deg2rad) first"
+        )
+    return SpecialOrthogonal.from_rotation_vector(torch.from_numpy(rows)).numpy()
 
 
 def from_rotation_matrix(entries: ArrayLike) -> np.ndarray:
@@ -210,9 +223,23 @@ def _points(group: Coordinates, values: np.ndarray) -> Points:
     if group.kind == "latlon":
         return Points(unit_vectors(*values.T), Sphere(2), ["n_x", "n_y", "n_z"])
     if group.kind in ("degrees", "radians"):
+        if (missing := np.isnan(values)).any():
+            row, column = (int(k) for k in np.argwhere(missing)[0])
+            count = int(missing.any(1).sum())
+            raise ValueError(
+                f"angle {group.names[column]!r} of row {row} is nan: {count} such rows of {len(values)}; remove these rows or fill them in"
+            )
         points = from_angles(values, unit=group.kind, names=group.names)
         return Points(points, Torus(len(group.names)), [f"{part} {name}" for name in group.names for part in ("cos", "sin")])
     return Points(_ROTATIONS[group.kind](values), SpecialOrthogonal(3), [f"R_{i}_{j}" for i in range(3) for j in range(3)])
+
+
+def _check_order(names: list[str], *, scalar_first: bool) -> None:
+    first, last = (name.lower().endswith("w") for name in (names[0], names[-1]))
+    if first and not last and not scalar_first:
+        raise ValueError(f"quaternion: columns {', '.join(names)} look scalar first; say scalar_first=True")
+    if last and not first and scalar_first:
+        raise ValueError(f"quaternion: columns {', '.join(names)} look scalar last; leave scalar_first=True out")
 
 
 def _finite(values: ArrayLike, count: int, what: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fluvial.data.coordinates import coordinates
 from fluvial.data.dataset import Dataset
+from fluvial.data.problems import nearest_points
 from fluvial.data.table import Chosen, choose, numbers
 from fluvial.manifolds import Manifold
 
@@ -21,6 +22,7 @@ def load(
     *,
     columns: str | Sequence[str] | None = None,
     condition: str | Sequence[str] | None = None,
+    categorical: str | Sequence[str] | None = None,
     weight: str | None = None,
     latlon: Sequence[str] | None = None,
     degrees: str | Sequence[str] | None = None,
@@ -30,6 +32,7 @@ def load(
     rotation_vector: Sequence[str] | None = None,
     rotation_matrix: Sequence[str] | None = None,
     manifold: Manifold | None = None,
+    project: bool = False,
     noise: float | Sequence[float] = 0.0,
     dequantize: float | Sequence[float] | None = None,
     drop_constant: bool = False,
@@ -53,17 +56,22 @@ def load(
         path: The file.
         columns: Columns that become x; default all that are not condition or weight.
         condition: Columns that become the condition c, in this order.
+        categorical: Columns of text or whole numbers that become conditions too, a column of 0 and 1 for each level, sorted, called "column=level".
+            They come after the others unless condition names them too.
         weight: Column that holds the weights.
         latlon: Two columns, latitude and longitude in degrees, that become unit vectors on ``Sphere(2)``; in place of columns.
         degrees: k columns, angles in degrees within ±360, that become points of ``Torus(k)``.
         radians: k columns, angles in radians within ±2π, that become points of ``Torus(k)``.
         quaternion: Four columns, x, y, z, w, of quaternions of any length but 0, that become rotations of ``SpecialOrthogonal(3)``.
-        scalar_first: Whether the columns of the quaternion are w, x, y, z.
-        rotation_vector: Three columns, axis times angle in radians, that become rotations.
+        scalar_first: Whether the columns of the quaternion are w, x, y, z. Names that end in w where they should not are refused.
+        rotation_vector: Three columns, axis times angle in radians, that become rotations. Refused where most are longer than 2π.
         rotation_matrix: Nine columns, the entries row by row, that become the nearest rotations; refused where they are off by more than 1e-3.
         manifold: Where the samples live; for columns that are points of it already.
-        noise: Standard deviation of Gaussian noise in training, one number or one per column.
-        dequantize: Width of uniform noise in training, one number or one per column.
+        project: Move the rows to the nearest points of manifold, as for measurements beside a mesh. Otherwise training refuses rows that lie off it,
+            as it does with rows that have no nearest point: reflections, points outside a ball, the centre of a sphere.
+        noise: Standard deviation of Gaussian noise in training, one number or one per column (of a product also one per flat column).
+        dequantize: Width of uniform noise in training, one number or one per column. On a product one number is for the flat columns only, and
+            there may be one per flat column.
         drop_constant: Leave constant columns out.
 
     Returns:
@@ -101,12 +109,17 @@ def load(
             rotation_vector=rotation_vector,
             rotation_matrix=rotation_matrix,
         )
+        if project and groups is None and manifold is None:
+            raise ValueError("project=True moves rows to the nearest points of a manifold; give manifold= too, or leave it out")
         if groups is not None and manifold is not None:
             raise ValueError(f"manifold={manifold} and {groups[0].kind}= both say where the samples live; leave manifold out")
-        found = read(path, {"columns": columns, "condition": condition, "weight": weight, "groups": groups})
+        found = read(path, {"columns": columns, "condition": condition, "weight": weight, "groups": groups, "categorical": categorical})
         if manifold is not None:
             found["manifold"] = manifold
-        return Dataset(**found, noise=noise, dequantize=dequantize, drop_constant=drop_constant, name=path.stem)
+        dataset = Dataset(**found, noise=noise, dequantize=dequantize, drop_constant=drop_constant, name=path.stem)
+        if project and dataset.spec.manifold is not None:
+            dataset.x = nearest_points(dataset.x, dataset.spec.manifold)
+        return dataset
     except (ValueError, TypeError) as error:
         text = str(error)
         raise type(error)(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -121,7 +134,8 @@ def _read_csv(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
     names = header or [f"x{k}" for k in range(len(first))]
     chosen = choose(names, **wishes, where=str(path))
     # float64 is asked for, not guessed: a guess made on the first block ("all integers") would fail on a later one.
-    convert = arrow_csv.ConvertOptions(include_columns=chosen.needed, column_types=dict.fromkeys(chosen.needed, pa.float64()))
+    types = dict.fromkeys(chosen.numeric, pa.float64()) | dict.fromkeys(chosen.categorical, pa.string())
+    convert = arrow_csv.ConvertOptions(include_columns=chosen.needed, column_types=types)
     parse = arrow_csv.ParseOptions(delimiter=delimiter)
     try:
         table = arrow_csv.read_csv(path, arrow_csv.ReadOptions(column_names=names, skip_rows=skip), parse, convert)
@@ -130,7 +144,7 @@ def _read_csv(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"not readable as csv ({str(error).splitlines()[0]})") from None
     found = _assemble_arrow(table, chosen)
     # What is written with a point or an exponent is rounded by whoever wrote it; whole numbers beyond 2**53 would be rounded here.
-    large = [name for name in chosen.needed if (compute.max(compute.abs(table.column(name))).as_py() or 0.0) >= 2.0**53]
+    large = [name for name in chosen.numeric if (compute.max(compute.abs(table.column(name))).as_py() or 0.0) >= 2.0**53]
     if large:
         convert = arrow_csv.ConvertOptions(include_columns=large, column_types=dict.fromkeys(large, pa.string()))
         table = arrow_csv.read_csv(path, arrow_csv.ReadOptions(column_names=names, skip_rows=skip), parse, convert)
@@ -171,7 +185,7 @@ def _explain_csv(path: Path, skip: int, delimiter: str, names: list[str], chosen
     from pyarrow import csv as arrow_csv
 
     missing = set(arrow_csv.ConvertOptions().null_values)
-    needed = [(names.index(name), name) for name in chosen.needed]
+    needed = [(names.index(name), name) for name in chosen.numeric]
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         for _ in range(skip):
             file.readline()
@@ -186,7 +200,7 @@ def _explain_csv(path: Path, skip: int, delimiter: str, names: list[str], chosen
                 raise ValueError(f"{place} (row {row}) has {len(fields)} entries, expected {len(names)} as in the first line")
             for k, name in needed:
                 if fields[k].strip() not in missing and not _is_number(fields[k]):
-                    mend = "leave the column out with columns=, or mend the line"
+                    mend = "leave the column out with columns=, mend the line, or make it a condition with categorical="
                     raise ValueError(f"column {name!r}, row {row} ({place}): {fields[k]!r} is not a number; {mend}")
 
 
@@ -207,12 +221,14 @@ def _read_parquet(path: Path, wishes: dict[str, Any]) -> dict[str, Any]:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             chosen = choose(schema.names, **wishes, where=str(path))
-            for name in chosen.needed:
+            for name in chosen.numeric:
                 kind = schema.field(name).type
                 if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)):
                     entry = next(iter(file.iter_batches(1, columns=[name])), None)
                     shown = f", {entry.column(0)[0].as_py()!r} in row 0" if entry is not None and entry.num_rows else ""
-                    raise ValueError(f"column {name!r} holds {kind}{shown}, not numbers; leave it out with columns=, or encode it")
+                    raise ValueError(
+                        f"column {name!r} holds {kind}{shown}, not numbers; leave it out with columns=, or make it a condition with categorical="
+                    )
             table = file.read(columns=chosen.needed)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not readable as Parquet ({str(error).splitlines()[0]})") from None
@@ -226,6 +242,9 @@ def _assemble_arrow(table: Any, chosen: Chosen) -> dict[str, Any]:
         raise ValueError(f"there are no rows, only the columns {', '.join(map(repr, chosen.needed))}")
     columns = {}
     for name in chosen.needed:
+        if name in chosen.categorical:
+            columns[name] = np.array(table.column(name).to_pylist(), object)
+            continue
         try:
             columns[name] = table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid as error:
@@ -305,7 +324,7 @@ def _assemble_columns(columns: dict[str, np.ndarray], wishes: dict[str, Any]) ->
     lengths = {name: columns[name].shape for name in chosen.needed}
     if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
         raise ValueError(f"expected one array x, or named arrays of one shape (n,); got {lengths}")
-    return chosen.assemble({name: numbers(columns[name], name) for name in chosen.needed})
+    return chosen.assemble({name: columns[name] if name in chosen.categorical else numbers(columns[name], name) for name in chosen.needed})
 
 
 READERS = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fluvial.conditions import Condition, leaves
-from fluvial.data.spec import DataSpec
-from fluvial.manifolds import Manifold, Product, Torus
+from fluvial.data.spec import DataSpec, flat_columns
+from fluvial.manifolds import Manifold, PoincareBall, Product, SpecialOrthogonal, Sphere, Torus
 
 # A column with at most this many values, each taken by several rows, is discrete; 8-bit data has 256.
 DISCRETE_VALUES = 512
@@ -21,6 +21,10 @@ ATOM_SHARE, ATOM_COPIES, ATOM_CONTRAST = 1e-3, 10, 20
 REPEATED_ROWS, REPEATED_ROW = 0.05, 5e-3
 # Smallest eigenvalue of the correlation matrix, against the largest, of columns that depend on each other up to rounding.
 DEPENDENT = 1e-10
+# Rows that are projected at once.
+PROJECTED = 2**16
+# Points of the Poincaré ball have a norm below 1 by more than this.
+HORIZON = 1e-7
 # The column checks sort; beyond this many rows they look at every k-th.
 COLUMN_ROWS = 200_000
 
@@ -78,18 +82,94 @@ def check_on_manifold(x: Tensor, spec: DataSpec) -> None:
         return
     stride = len(x) // COLUMN_ROWS if len(x) > 10**6 else 1
     x = x[::stride]
-    # Where a small step changes the projection much, as at the centre of a sphere, there is no nearest point.
     nearest = spec.manifold.project(x)
     away = (nearest - x).flatten(1).norm(dim=1)
-    torn = (spec.manifold.project(x + 1e-3) - nearest).flatten(1).norm(dim=1) > 0.1
-    away = torch.where(torn, away.clamp_min(1.0), away)
-    if bool((away > 1e-3).any()):
-        found = int((away > 1e-3).nonzero()[0])
-        bad, looked = int((away > 1e-3).sum()), " looked at" if stride > 1 else ""
+    away = torch.where(_torn(x, nearest, spec.manifold), away.clamp_min(1.0), away)
+    off = (away > 1e-3) | _on_horizon(x, spec.manifold)
+    if bool(off.any()):
+        found = int(off.nonzero()[0])
+        bad, looked = int(off.sum()), " looked at" if stride > 1 else ""
         raise ValueError(
             f"row {found * stride} lies {float(away[found]):.3g} away from {spec.manifold} ({bad} such rows of {len(x)}{looked}); "
-            f"call {spec.manifold}.project(x) first; for degrees, quaternions or rotation vectors see fluvial.data.load"
+            + _way_back(x[found : found + 1], spec.manifold)
         )
+
+
+def nearest_points(x: Tensor, manifold: Manifold) -> Tensor:
+    """Rows moved to the nearest point of the manifold; those stay where they are that have none, as reflections, or are not finite.
+
+    Args:
+        x: Shape (n, *event).
+        manifold: Where the points shall be.
+
+    Returns:
+        A new tensor of the same shape.
+
+    Example:
+        >>> nearest_points(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), Sphere(1))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    moved = x.clone()
+    for rows in torch.isfinite(x).flatten(1).all(1).nonzero().flatten().split(PROJECTED):
+        nearest = manifold.project(x[rows])
+        lost = _torn(x[rows], nearest, manifold) | _on_horizon(x[rows], manifold) | _is_reflected(x[rows], manifold)
+        moved[rows[~lost]] = nearest[~lost]
+    return moved
+
+
+def _torn(x: Tensor, nearest: Tensor, manifold: Manifold) -> Tensor:
+    """Rows where a small step changes the projection much, as at the centre of a sphere: there is no nearest point."""
+    return (manifold.project(x + 1e-3) - nearest).flatten(1).norm(dim=1) > 0.1
+
+
+def _is_reflected(x: Tensor, manifold: Manifold) -> Tensor:
+    """Rows of negative determinant where there should be rotations."""
+    if isinstance(manifold, SpecialOrthogonal):
+        return torch.linalg.det(x) < 0
+    reflected = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if isinstance(manifold, Product):
+        for part, factor in zip(manifold.split(x), manifold.factors):
+            reflected |= _is_reflected(part, factor)
+    return reflected
+
+
+def _on_horizon(x: Tensor, manifold: Manifold) -> Tensor:
+    """Rows that are on or beyond the boundary of a ball, infinitely far from any point of it; the projection moves these by little."""
+    if isinstance(manifold, PoincareBall):
+        return x.double().norm(dim=1) >= 1 - HORIZON
+    off = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if isinstance(manifold, Product):
+        for part, factor in zip(manifold.split(x), manifold.factors):
+            off |= _on_horizon(part, factor)
+    return off
+
+
+def _way_back(x: Tensor, manifold: Manifold, *, within: Manifold | None = None) -> str:
+    """What to do about a point, shape (1, *event), that lies off the manifold, a factor of `within` or that itself."""
+    if isinstance(manifold, Product):
+        parts = list(zip(manifold.split(x), manifold.factors))
+        nearest = [factor.project(part) for part, factor in parts]
+        lost = [bool(_on_horizon(part, factor) | _torn(part, near, factor)) for (part, factor), near in zip(parts, nearest)]
+        distance = [math.inf if gone else float((near - part).norm()) for (part, _), near, gone in zip(parts, nearest, lost)]
+        part, factor = parts[distance.index(max(distance))]
+        return _way_back(part, factor, within=within or manifold)
+    part = "it" if within is None else f"its part on {manifold}"
+    if bool(_is_reflected(x, manifold)):
+        return (
+            f"{part} is a reflection, its determinant is −1, and no rotation is near: make the frame right-handed, "
+            "by swapping two axes or changing the sign of one, alike in all rows"
+        )
+    if isinstance(manifold, PoincareBall) and bool((x.norm(dim=1) >= 1 - 1e-3).all()):
+        return f"{part} has norm {float(x.norm()):.8g}, and points of norm ≥ 1 are no points of the ball: scale the points, or leave such rows out"
+    if bool(_torn(x, manifold.project(x), manifold)):
+        return f"no one point of {manifold} is nearest to {'it' if within is None else 'its part there'}: leave such rows out"
+    text = f"call {within or manifold}.project(x) first (project=True of fluvial.data.load)"
+    if isinstance(manifold, SpecialOrthogonal):
+        return text + "; for quaternions or rotation vectors see fluvial.data.load"
+    if isinstance(manifold, Sphere | Torus):
+        return text + "; for degrees see fluvial.data.load"
+    return text
 
 
 def check_continuous(x: Tensor, weight: Tensor | None, spec: DataSpec) -> None:
@@ -205,10 +285,11 @@ def _check_discrete(counted: list[_Counts], columns: Tensor, spec: DataSpec) -> 
     if discrete:
         counts = counted[discrete[0]]
         width = float(counts.values.diff().min())
+        flat = not isinstance(spec.manifold, Product) or flat_columns(spec.manifold)[int(columns[discrete[0]])]
+        mend = f"dequantize={width:.3g} adds uniform noise of that width in training, noise= Gaussian noise" if flat else "noise= adds Gaussian noise"
         raise ValueError(
             f"{_listed(discrete, columns, spec)} discrete ({len(counts.values)} values in {int(counts.copies.sum())} rows, "
-            f"{width:.3g} apart): a density on them has no bound; dequantize={width:.3g} adds uniform noise of that width in training, "
-            "noise= Gaussian noise; or make it a condition"
+            f"{width:.3g} apart): a density on them has no bound; {mend}; or make it a condition"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fluvial import manifolds
 from fluvial.conditions import ConditionShape, condition_shape
-from fluvial.manifolds import Manifold, Torus
+from fluvial.manifolds import Euclidean, Manifold, Product, Torus
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class DataSpec:
         names: Column names of x, for vectors; on a torus, the names of the angles.
         condition_names: Column names of c, for a condition that is one vector.
         units: Unit of every column of x, for vectors; on a torus, of the angles.
-        noise: Standard deviation σ of the Gaussian noise added to training batches, one number or one per column, in the units of x.
-        dequantize: Width w of the uniform noise added to training batches, one number or one per column (0: none), or None.
+        noise: Standard deviation σ of the Gaussian noise added to training batches, one number or one per column, in the units of x. On a `Product`
+            with flat factors there may also be one per column of these, the others then get none.
+        dequantize: Width w of the uniform noise added to training batches, one number or one per column (0: none), or None. On a `Product` with flat
+            factors one number is for the columns of these only, and there may be one for each of them.
         dropped: Names of constant columns that were left out of x.
 
     Raises:
@@ -59,8 +61,8 @@ class DataSpec:
             "names": _texts(self.names, named, "names"),
             "condition_names": None if self.condition_names is None else tuple(map(str, self.condition_names)),
             "units": _texts(self.units, named, "units"),
-            "noise": _widths(self.noise, shape, "noise"),
-            "dequantize": None if self.dequantize is None else _widths(self.dequantize, shape, "dequantize"),
+            "noise": _widths(_on_flat(self.noise, self.manifold), shape, "noise"),
+            "dequantize": None if self.dequantize is None else _widths(_on_flat(self.dequantize, self.manifold, steps=True), shape, "dequantize"),
             "dropped": tuple(map(str, self.dropped)),
         }
         if self.manifold is not None and self.manifold.event_shape != shape:
@@ -145,6 +147,26 @@ def _texts(texts: Sequence[str] | None, shape: tuple[int, ...], what: str) -> tu
         twice = next(name for name in texts if texts.count(name) > 1)
         raise ValueError(f"data: column name {twice!r} occurs {texts.count(twice)} times; give every column its own name")
     return texts
+
+
+def flat_columns(manifold: Manifold) -> list[bool]:
+    """Which entries of the flattened points are numbers of flat space, through nested products."""
+    if isinstance(manifold, Product):
+        return [flat for factor in manifold.factors for flat in flat_columns(factor)]
+    return [isinstance(manifold, Euclidean)] * math.prod(manifold.event_shape)
+
+
+def _on_flat(width: Any, manifold: Manifold | None, *, steps: bool = False) -> Any:
+    """Widths for the flat columns of a product as one per column; any others as they are."""
+    flat = flat_columns(manifold) if isinstance(manifold, Product) else []
+    if not any(flat) or all(flat):
+        return width
+    given = torch.as_tensor(width, dtype=torch.float64)
+    if given.ndim == 1 and len(given) == sum(flat):
+        values = iter(given.tolist())
+        return tuple(next(values) if is_flat else 0.0 for is_flat in flat)
+    # Rotations are not rounded to steps of their entries, but Gaussian noise can be projected back to them.
+    return tuple(float(given) if is_flat else 0.0 for is_flat in flat) if steps and given.ndim == 0 and float(given) != 0 else width
 
 
 def _widths(width: float | Sequence[float], shape: tuple[int, ...], what: str) -> float | tuple[float, ...]:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 
 from fluvial.bases import Base, Independent, Normal, UniformOn, WrappedNormal
-from fluvial.codecs import Chain, FreeForm, Standardize
+from fluvial.codecs import Bijection, Chain, Factorwise, FreeForm, Similarity, Standardize
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean, Manifold, Product, Projected, has_uniform
+from fluvial.manifolds import Euclidean, Manifold, Mesh, Product, Projected, has_uniform
 from fluvial.nn import ConditionScaling, ConvolutionalDecoder, ConvolutionalEncoder, Residual
 
 
@@ -43,7 +43,8 @@ def free_form(
         output_scale: Factor on the output layers at the start.
         channels: For an image shape (channels, height, width): channels of the convolutions.
         standardize: True for coordinate-wise standardisation, "isotropic" for one common scale, False for none; fitted by `fluvial.fit` on
-            the training split. On curved manifolds it concerns the condition only, which is always taken entry by entry.
+            the training split. On products it concerns the flat factors. Meshes are centred and scaled to radius 1, from their own shape, unless a
+            base is given. On other manifolds it concerns the condition only, which is always taken entry by entry.
 
     Returns:
         An ordinary `Flow`.
@@ -74,8 +75,9 @@ def free_form(
         raise ValueError(
             f"free_form: the base on {base.manifold} has fewer dimensions than the data on {space}; say latent={base.manifold.dim} if that is meant"
         )
+    before = _standardized(space, kind=standardize, rescale=base is None) if standardize else None
     if base is None:
-        base = Normal(latent) if latent is not None else _natural_base(space)
+        base = Normal(latent) if latent is not None else _natural_base(space if before is None else before.codomain)
     outer, inner = _lengths(space), _lengths(base.manifold)
     options: dict[str, Any] = {
         "context": context,
@@ -95,8 +97,8 @@ def free_form(
         encoder = Residual(outer, inner, input_scale=scale, output_scale=output_scale, **options)
         decoder = Residual(inner, outer, input_scale=scale, output_scale=output_scale, **options)
     codec: Any = FreeForm(encoder, decoder)
-    if flat and standardize:
-        codec = Chain([Standardize(space.event_shape, isotropic=standardize == "isotropic"), codec])
+    if before is not None:
+        codec = Chain([before, codec])
     scaling = ConditionScaling(context) if context and standardize else None
     return Flow(codec, base, manifold=space, context=scaling, condition=context or None)
 
@@ -115,6 +117,16 @@ def _space(features: int | Sequence[int] | None, manifold: Manifold | None) -> M
 def _lengths(space: Manifold) -> int | tuple[int, ...]:
     """The points' shape, as a number where they are vectors."""
     return space.event_shape[0] if len(space.event_shape) == 1 else space.event_shape
+
+
+def _standardized(space: Manifold, *, kind: bool | str, rescale: bool) -> Bijection | None:
+    """What brings the data to size one: from flat space to itself and, where that may change the latent space too, from meshes to rescaled ones."""
+    if isinstance(space, Euclidean):
+        return Standardize(space.event_shape, isotropic=kind == "isotropic")
+    if isinstance(space, Product):
+        parts = [_standardized(factor, kind=kind, rescale=rescale) for factor in space.factors]
+        return Factorwise(space, parts) if any(part is not None for part in parts) else None
+    return Similarity(space) if isinstance(space, Mesh) and rescale else None
 
 
 def _natural_base(space: Manifold) -> Base:

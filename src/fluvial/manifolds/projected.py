@@ -11,22 +11,41 @@ from fluvial.manifolds.manifold import Manifold, length, normals
 
 
 class Projected(Manifold):
-    r"""The image of a projection, with the metric of the embedding; made by `from_projection`.
+    r"""The image of a projection, with the metric of the embedding; subclass it and write ``project``, nothing else.
 
-    Tangent spaces are the images of the projection's derivative, for which it needs a derivative that is right on the manifold.
+    Tangent spaces are the images of the projection's derivative, for which it needs a derivative that is right on the manifold, in torch and
+    in forward mode too; `from_projection` says what else it must obey, and `fluvial.testing.check_manifold` tries it out.
     There are no geodesics: ``exp``, ``log`` and ``distance`` raise; ``retract(x, v)`` = project(x + v) leaves x with velocity v.
+
+    A class in a module of yours that keeps its arguments can be saved: ``fl.save(flow, path)`` and ``fl.load(path, allow=["my_module"])``.
+
+    Args:
+        dim: Intrinsic dimension n.
+        event_shape: Shape of one point; a number k for (k,).
+
+    Raises:
+        ValueError: If points of this shape have less than `dim` entries, or dim < 1.
+
+    Example:
+        >>> class Ring(Projected):
+        ...     def __init__(self, radius: float = 2.0) -> None:
+        ...         super().__init__(dim=2, event_shape=3)
+        ...         self.radius = radius
+        ...
+        ...     def project(self, x: Tensor) -> Tensor:
+        ...         flat = torch.cat([x[..., :2], torch.zeros_like(x[..., 2:])], -1)
+        ...         core = self.radius * torch.nn.functional.normalize(flat, dim=-1)
+        ...         return core + torch.nn.functional.normalize(x - core, dim=-1)
+        >>> ring = Ring()
+        >>> ring, ring == Ring(2.0), ring.tangent_basis(ring.project(torch.ones(5, 3))).shape
+        (Ring(dim=2), True, torch.Size([5, 3, 2]))
     """
 
-    unwritable = "its projection is a function, which has no written form; write a subclass of fluvial.Manifold in a module of yours to save the flow"
-
-    def __init__(self, projection: Callable[[Tensor], Tensor], dim: int, event_shape: int | tuple[int, ...]) -> None:
-        self.projection = projection
-        self.dim = dim
+    def __init__(self, dim: int, event_shape: int | tuple[int, ...]) -> None:
+        self.dim = operator.index(dim)
         self.event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-
-    def project(self, x: Tensor) -> Tensor:
-        """The function it was made of."""
-        return self.projection(x)
+        if not 1 <= self.dim <= math.prod(self.event_shape):
+            raise ValueError(f"{type(self).__name__}: no image in space of shape {self.event_shape} has dimension {dim}")
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """Q Qᵀ u of the tangent basis Q."""
@@ -41,7 +60,7 @@ class Projected(Manifold):
         rows = x.reshape(-1, size)
 
         def one(point: Tensor) -> Tensor:
-            return self.projection(point.view(1, *self.event_shape)).reshape(size)
+            return self.project(point.view(1, *self.event_shape)).reshape(size)
 
         jacobian = torch.func.vmap(torch.func.jacfwd(one))(rows)
         # The frame itself is chosen without graph: its derivative need not exist, and its derivative's image, which has one, is what counts.
@@ -87,6 +106,26 @@ class Projected(Manifold):
         return x.new_zeros(x.shape[: x.ndim - len(self.event_shape)])
 
     def __repr__(self) -> str:
+        return f"{type(self).__name__}(dim={self.dim})"
+
+
+class OfFunction(Projected):
+    """What `from_projection` makes: the function is held, and so has no written form."""
+
+    unwritable = (
+        "its projection is a function, which has no written form; to save the flow, write a subclass of fluvial.manifolds.Projected with the "
+        'function as its method project(self, x) in a module of yours, and load with allow=["my_module"]'
+    )
+
+    def __init__(self, projection: Callable[[Tensor], Tensor], dim: int, event_shape: int | tuple[int, ...]) -> None:
+        super().__init__(dim, event_shape)
+        self.projection = projection
+
+    def project(self, x: Tensor) -> Tensor:
+        """The function it was made of."""
+        return self.projection(x)
+
+    def __repr__(self) -> str:
         return f"from_projection({getattr(self.projection, '__name__', 'projection')}, {self.dim})"
 
 
@@ -102,7 +141,8 @@ def from_projection(projection: Callable[[Tensor], Tensor], dim: int, *, event_s
         event_shape: Shape of one point; default (n + 1,), a hypersurface.
 
     Returns:
-        A manifold for `Flow` and ``flows.free_form``. For a base with a known density on it see `fluvial.bases.UniformByProjection`.
+        A manifold for `Flow` and ``flows.free_form``; to save these, write a subclass of `Projected` instead. For a base with a known density
+        on it see `fluvial.bases.UniformByProjection`.
 
     Raises:
         TypeError: If projection is no function.
@@ -119,7 +159,7 @@ def from_projection(projection: Callable[[Tensor], Tensor], dim: int, *, event_s
     shape = (dim + 1,) if event_shape is None else (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     if not 1 <= dim <= math.prod(shape):
         raise ValueError(f"from_projection: no image in space of shape {shape} has dimension {dim}")
-    manifold = Projected(projection, dim, shape)
+    manifold = OfFunction(projection, dim, shape)
     trial = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
     given = trial.clone()
     image = manifold.project(given)

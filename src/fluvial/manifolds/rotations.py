@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,7 +116,8 @@ def _off_half_turns(r: Tensor) -> Tensor:
 
 
 def _entries(values: Any, length: int, what: str) -> Tensor:
-    values = torch.as_tensor(values)
+    # A copy of arrays, which may be read-only, as those of data frames are.
+    values = values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
     if not values.is_floating_point():
         values = values.to(torch.get_default_dtype())
     if values.ndim < 1 or values.shape[-1] != length:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.conditions import Condition, leaves, transform
+from fluvial.manifolds import Euclidean, Manifold, Product
 from fluvial.metrics.estimate import Estimate, mean_estimate
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Volume = Literal["decoder", "encoder"]
 At = Literal["reconstruction", "preimage"]
 ROWS_AT_A_TIME = 8192
+# How far a row may lie from its manifold, in parts of 1 + its length: the density there says nothing about points that are further away.
+BESIDE = 1e-2
 
 
 class Reconstruction(NamedTuple):
@@ -59,6 +62,9 @@ def nll(
     Returns:
         The mean over all rows. Rows of density 0 make it infinite; they are counted and named in its ``note``.
 
+    Raises:
+        ValueError: If a row lies further than 0.01 (1 + \|x\|) from the flow's manifold.
+
     Example:
         >>> from fluvial.bases import Normal
         >>> from fluvial.codecs import Standardize
@@ -67,6 +73,7 @@ def nll(
         >>> round(nll(flow, torch.zeros(10, 2)).value, 4)
         1.8379
     """
+    refuse_beside(flow, x)
     return mean_estimate(-log_prob(flow, x, c, volume=volume, at=at), weight)
 
 
@@ -105,8 +112,12 @@ def figures(flow: nn.Module, dataset: "Dataset") -> dict[str, Estimate]:
         ``nll`` (the decoder's density; exact for a bijection), ``nll_encoder``, ``gap`` (the difference
         NLL_encoder − NLL_decoder), ``gap_rows`` (its mean absolute value, row by row), ``reconstruction`` (root mean square, in the units of the
         data) and ``n`` (number of rows).
+
+    Raises:
+        ValueError: If a row lies further than 0.01 (1 + |x|) from the flow's manifold.
     """
     x, c, weight = placed(flow, dataset)
+    refuse_beside(flow, x)
     decoder, encoder = log_prob(flow, x, c), log_prob(flow, x, c, volume="encoder")
     gap = gap_of(encoder, decoder, weight)
     return {
@@ -125,6 +136,45 @@ def log_prob(flow: nn.Module, x: Any, c: Condition = None, *, volume: Volume = "
     chosen = {} if (volume, at) == ("decoder", "reconstruction") else {"volume": volume, "at": at}
     with evaluating(flow):
         return _by_rows(lambda rows, cond: flow.log_prob(rows, cond, **chosen), x, c)
+
+
+def refuse_beside(flow: nn.Module, x: Any) -> None:
+    r"""Refuse rows of x, shape (n, \*event), far beside the flow's manifold; factor by factor on products.
+
+    Raises:
+        ValueError: Naming the first such row.
+    """
+    manifold = getattr(flow, "manifold", None)
+    # What has another shape is refused by the flow, in its own words.
+    if not isinstance(manifold, Manifold) or not isinstance(x, Tensor) or tuple(x.shape[1:]) != manifold.event_shape:
+        return
+    with torch.no_grad():
+        _refuse_beside(manifold, x)
+
+
+def _refuse_beside(manifold: Manifold, x: Tensor) -> None:
+    if isinstance(manifold, Product):
+        for factor, part in zip(manifold.factors, manifold.split(x)):
+            _refuse_beside(factor, part)
+        return
+    if isinstance(manifold, Euclidean):
+        return
+    for start in range(0, len(x), ROWS_AT_A_TIME):
+        rows = x[start : start + ROWS_AT_A_TIME]
+        nearest = manifold.project(rows)
+        away, size = (nearest - rows).flatten(1).norm(dim=1), 1 + rows.flatten(1).norm(dim=1)
+        # Where a small step changes the projection much, as at the centre of a sphere, there is no nearest point.
+        torn = (manifold.project(rows + 1e-3) - nearest).flatten(1).norm(dim=1) > 0.1 * size
+        # Rows that are not finite have no density, and are counted as such.
+        far = ~(away <= BESIDE * size) | torn
+        far &= torch.isfinite(size)
+        if bool(far.any()):
+            row = int(far.nonzero()[0])
+            distance = "where the nearest point is not unique, far" if bool(torn[row]) else f"{float(away[row]):.3g} away"
+            raise ValueError(
+                f"row {start + row} lies {distance} from {manifold}, on which the flow is: log_prob says nothing about such points; "
+                "call manifold.project(x) first if they are meant, or fluvial.data.load for degrees, quaternions and rotation vectors"
+            )
 
 
 def gap_of(encoder: Tensor, decoder: Tensor, weight: Tensor | None = None) -> Gap:

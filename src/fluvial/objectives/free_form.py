@@ -336,4 +336,5 @@ def _check_arguments(
     if warmup is not None and not (len(warmup) == 2 and 0 <= warmup[0] < warmup[1]):
         raise ValueError(f"{who}: warmup must be two epochs 0 ≤ a < b, got {warmup}")
     if not tolerance > 0 or not 0 < betas[0] <= betas[1]:
-        raise ValueError(f"{who}: gap_tolerance and beta_start must be positive, beta_start at most beta_max, got {tolerance}, {betas[0]} and {betas[1]}")
+        start, most = betas
+        raise ValueError(f"{who}: gap_tolerance and beta_start must be positive, beta_start at most beta_max, got {tolerance}, {start} and {most}")

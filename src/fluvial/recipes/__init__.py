@@ -60,8 +60,8 @@ def locate(recipe: str) -> tuple[str, str]:
 def unknown(name: str) -> str:
     """What to say where there is no recipe of that name."""
     near = difflib.get_close_matches(name, names(), 1)
-    mend = f"did you mean {near[0]}?" if near else "a file of your own must end in .yaml"
-    return f"there is no recipe {name!r}; the packaged ones are {', '.join(names())}; {mend}"
+    mend = f"did you mean {near[0]}?" if near else "a file of your own must end in .yaml;"
+    return f"there is no recipe {name!r}; {mend} the packaged ones are {', '.join(names())}"
 
 
 def published(entry: dict[str, Any]) -> str:

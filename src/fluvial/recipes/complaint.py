@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fluvial.recipes.spelling import PRODUCT
+
 _KEY = re.compile(r'Parser key "(.+)":')
 _CLASS = re.compile(r"Problem with given class_path '(.+)':")
 _OPTION = re.compile(r"Option '(.+)' is not accepted")
@@ -104,6 +106,8 @@ def _explain(nodes: Sequence[_Node], class_path: str, known: Sequence[str]) -> t
         if not class_path:
             return "", f"there is no key {found[1]!r}; a recipe has {', '.join(dict.fromkeys(key.partition('.')[0] for key in known))}"
         takes = _arguments(class_path)
+        if class_path.startswith("fluvial.") and class_path.endswith(".Product"):
+            return "", f"{class_path} takes its factors one by one, which a recipe cannot write; {PRODUCT} takes them as init_args: {{factors: […]}}"
         return "", f"{_called(class_path)} has no argument {found[1]!r}{_nearest(found[1], takes) or '; it takes ' + (', '.join(takes) or 'none')}"
     if class_path and (found := re.match(r"the following arguments are required: (.*)", node.text)):
         return "", f"{_called(class_path)} needs {found[1]}"
@@ -151,7 +155,9 @@ def _arguments(class_path: str) -> list[str]:
     """What the class or function of that path takes."""
     module, _, name = class_path.rpartition(".")
     try:
-        return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        # What has no name of its own cannot be written in a recipe.
+        return [key for key, parameter in parameters.items() if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
     except (ImportError, AttributeError, TypeError, ValueError):
         return []
 

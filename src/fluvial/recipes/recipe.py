@@ -17,6 +17,7 @@ from fluvial.flow import Flow
 from fluvial.objectives import Objective
 from fluvial.recipes.complaint import complaint
 from fluvial.recipes.exact_rows import exact_rows
+from fluvial.recipes.spelling import with_named_factors
 from fluvial.training import fit
 
 SECTIONS = ("title", "note", "published", "flow", "data", "objective", "fit", "split")
@@ -71,7 +72,7 @@ class Recipe:
         """
         _check_mapping(name, text)
         try:
-            tree = _parser().parse_args([f"--config={text}", *overrides])
+            tree = _parser().parse_args([f"--config={with_named_factors(text)}", *overrides])
         except ArgumentError as error:
             _refuse(name, error)
         tree.pop("config", None)

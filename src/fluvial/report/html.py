@@ -48,7 +48,7 @@ def summary(material: Material) -> str:
     figures = own_figures(material)
     told = (
         (name_of(material, "nll"), estimate_of(figures.get("nll")), " nats"),
-        ("reconstruction error", estimate_of(figures.get("reconstruction")), ""),
+        (name_of(material, "reconstruction").replace("reconstruction", "reconstruction error"), estimate_of(figures.get("reconstruction")), ""),
     )
     words = ", ".join(f"{name} {in_words(found)}{unit}" for name, found, unit in told if found is not None)
     return f"{kind} on {where}{': ' + words if words else ', looked at'} on {rows}{named}{shown}."

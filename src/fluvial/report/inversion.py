@@ -9,13 +9,14 @@ from torch import Tensor
 from fluvial.report.theme import DATA, LINE, MODEL, as_rows, blank, numbers, text_in
 
 
-def distances(distance: Any, *, spread: float | None = None, weight: Tensor | None = None) -> go.Figure:
+def distances(distance: Any, *, spread: float | None = None, weight: Tensor | None = None, measure: str = "distance") -> go.Figure:
     """Histogram of |x − decode(encode(x))| on a logarithmic axis, with its median and root mean square.
 
     Args:
         distance: One distance per row, shape (n,), in the units of the data.
         spread: Root mean square distance of the data from their mean, drawn for comparison.
         weight: Weights of the rows, shape (n,).
+        measure: What the distance is, with its unit, such as "geodesic distance, radians".
 
     Example:
         >>> len(distances(np.array([0.1, 0.2, 0.3])).data[0].x) > 1
@@ -47,11 +48,12 @@ def distances(distance: Any, *, spread: float | None = None, weight: Tensor | No
         anchor = "left" if np.log10(at) < middle and name != "median" else "right"
         text = {"text": f" {name} {at:.3g} ", "xanchor": anchor, "yanchor": "middle", "showarrow": False}
         figure.add_annotation(x=np.log10(at), y=top, yref="y domain", **text)
+    name, _, unit = measure.partition(", ")
     room = 0.05 * (ends.max() - ends.min()) + 0.08
     figure.update_layout(
         xaxis={
             "type": "log",
-            "title": {"text": "distance between a row and its reconstruction"},
+            "title": {"text": f"{name} between a row and its reconstruction" + (f" ({unit})" if unit else "")},
             "range": [float(ends.min() - room), float(ends.max() + room)],
             "dtick": 1 if ends.max() - ends.min() > 2 else None,
         },

@@ -10,7 +10,7 @@ from torch import Tensor
 from fluvial.conditions import Condition
 from fluvial.data import Dataset, as_dataset
 from fluvial.flow import Flow
-from fluvial.manifolds import Euclidean
+from fluvial.manifolds import Euclidean, SpecialOrthogonal, Sphere, Torus
 from fluvial.metrics.likelihood import placed
 from fluvial.report.draws import MOST_DRAWN, base_draws, condition_of, decode, draw, encode
 from fluvial.report.settings import Setting, settings
@@ -117,6 +117,18 @@ class Material:
             return self.flow.manifold.distance(self.x, self.rebuilt)
         except NotImplementedError:
             return (self.x - self.rebuilt).flatten(1).norm(dim=1)
+
+    @property
+    def measure(self) -> str:
+        """What `distance` measures: along the space where that is curved, in radians where geodesics are counted in angles."""
+        manifold = self.flow.manifold
+        if isinstance(manifold, Euclidean):
+            return "distance"
+        try:
+            manifold.distance(self.x[:1], self.x[:1])
+        except NotImplementedError:
+            return "straight-line distance (chord)"
+        return "geodesic distance" + (", radians" if isinstance(manifold, Sphere | Torus | SpecialOrthogonal) else "")
 
     @property
     def spread(self) -> float:

@@ -172,7 +172,7 @@ def reconstruction(material: Material) -> Section:
     else:
         lead = "The density is that of the reconstruction, so detail finer than this distance is lost."
     caption = "It is good if the whole histogram lies well to the left of the spread of the data, and no tail reaches it."
-    panels = [Panel("", [distances(distance, spread=material.spread, weight=material.weight)], caption, "full")]
+    panels = [Panel("", [distances(distance, spread=material.spread, weight=material.weight, measure=material.measure)], caption, "full")]
     worst = distance.nan_to_num(nan=float("inf")).argsort(descending=True)
     frame = frame_of(material.flow.manifold, material.dataset.spec.names)
     if frame is None:
@@ -195,7 +195,9 @@ def _worst(material: Material, rows: list[int]) -> Table:
         [Cell(str(k)), Cell(f"{float(distance[k]):.3g}"), *(Cell(f"{seen.values[k, j]:.4g} → {again.values[k, j]:.4g}") for j in shown)] for k in rows
     ]
     return Table(
-        ["row", "distance", *names], cells, "The rows farthest from their reconstructions (value → reconstruction), by their number on this page."
+        ["row", material.measure, *names],
+        cells,
+        "The rows farthest from their reconstructions (value → reconstruction), by their number on this page.",
     )
 
 

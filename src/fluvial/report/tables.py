@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fluvial.manifolds import Euclidean
 from fluvial.report.blocks import Cell, Section, Table
 from fluvial.report.material import Material
 from fluvial.report.numbers_in_words import KNOWN, REFERENCES, estimate_of, in_words
@@ -68,8 +69,10 @@ def configuration(material: Material) -> Section:
 
 
 def name_of(material: Material, key: str) -> str:
-    """What to call a figure; the NLL says whose change of volume it is."""
+    """What to call a figure; the NLL says whose change of volume it is, distances between points of a curved space that they are straight."""
     name = KNOWN.get(key, (key.replace("_", " "), ""))[0]
+    if key in ("reconstruction", "reconstruction_mean") and not isinstance(material.flow.manifold, Euclidean):
+        return f"{name} (chord)"
     return f"{name} (decoder)" if key == "nll" and not material.flow.is_bijective else name
 
 

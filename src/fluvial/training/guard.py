@@ -91,6 +91,14 @@ class Guard:
         shown = (name for name in self._totals if not name.startswith("gradient "))
         return {name: self._totals[name] / self._numbers[name] if self._numbers[name] else float("nan") for name in shown}
 
+    def pending_mean(self, name: str) -> float:
+        """Average of a term over the finite steps that were not read yet, which stay so; NaN where there was none."""
+        if name not in self._names or self._steps == 0:
+            return float("nan")
+        k = self._names.index(name)
+        count = int(self._counts[k])
+        return float(self._sums[k]) / count if count else float("nan")
+
     def verdict(self) -> str | None:
         """Why training cannot go on from here, or None."""
         recent = sum(bad for _, bad in self._window)

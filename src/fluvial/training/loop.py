@@ -140,6 +140,8 @@ class Loop:
         finished = self.stopped is not None and not self.stopped.startswith(("interrupted", "non-finite"))
         if finished and self._last.step != self.progress.step and self.disk_error is None:
             self._validate()
+        if math.isnan(self._loss):
+            self._loss = self.guard.pending_mean("loss")
         self._show()
         if self.folder is not None and self.disk_error is None:
             self._save()
@@ -260,7 +262,9 @@ class Loop:
             "learning_rate": self.settings.learning_rate * self._factor,
             "skipped": self.guard.skipped,
         }
-        row = make_row(known, self.guard.means(), self._adapted, figures)
+        means = self.guard.means()
+        self._loss = means.get("loss", self._loss)
+        row = make_row(known, means, self._adapted, figures)
         self.guard.clear_means()
         self._figures = figures
         self.rows.append(row)
