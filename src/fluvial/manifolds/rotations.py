@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,7 +116,7 @@ def _off_half_turns(r: Tensor) -> Tensor:
 
 def _entries(values: Any, length: int, what: str) -> Tensor:
     # A copy of arrays, which may be read-only, as those of data frames are.
-    values = values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+    values = values if isinstance(values, Tensor) else torch.tensor(values)
     if not values.is_floating_point():
         values = values.to(torch.get_default_dtype())
     if values.ndim < 1 or values.shape[-1] != length:
