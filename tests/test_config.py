@@ -135,6 +135,7 @@ PARTS = {
     "uniform": lambda: bases.UniformOn(Sphere(2)),
     "bumps": lambda: bases.VonMisesFisherMixture(Sphere(2), components=3, concentration=5.0, seed=4),
     "categorical": lambda: bases.Categorical(3, network=nn.Linear(2, 3)),
+    "wrapped": lambda: bases.WrappedNormal(Sphere(2), scale=0.5, components=3, network=MLP(1, 3, hidden=[4])),
     "flow": lambda: Flow(FreeForm(MLP(3, context=2), MLP(3, context=2)), bases.UniformOn(Sphere(2)), manifold=Sphere(2), condition=2),
     "stack": lambda: free_form((1, 8, 8), latent=3, channels=(4, 8), width=8),
     "joint": lambda: Joint({"n": bases.Categorical(2), "x": bases.Normal(3)}, parents={"x": ["n"]}, present={"x": {"n": [1]}}),

@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 import torch
 from scipy.integrate import dblquad, quad
+from torch import nn
 
 import fluvial
 from fluvial import flows
@@ -103,6 +104,33 @@ BASES = {
 @pytest.mark.parametrize("make", BASES.values(), ids=BASES.keys())
 def test_contract(make):
     check_base(make)
+
+
+def test_contract_of_weights_that_depend_on_a_condition():
+    def make():
+        torch.manual_seed(0)
+        return WrappedNormal(SpecialOrthogonal(3), scale=0.4, components=3, learnable=True, network=nn.Linear(2, 3))
+
+    check_base(make, condition=lambda n: torch.ones(n, 2, dtype=torch.float64))
+
+
+def test_weights_follow_the_condition(double):
+    base = WrappedNormal(Torus(1), scale=0.1, components=3, network=nn.Linear(2, 3), seed=2)
+    c = 2 * torch.randn(4, 2)
+    expected = (base.logits + base.network(c)).softmax(-1)
+    means = base.manifold.project(base.centres)
+    for k in range(4):
+        mixture = WrappedNormal(Torus(1), scale=0.1, means=means.detach(), weights=expected[k].tolist())
+        x = mixture.sample(50)
+        torch.testing.assert_close(base.log_prob(x, c[k].expand(50, 2)), mixture.log_prob(x))
+    nearest = base.manifold.distance(base.sample(20_000, c).unsqueeze(2), means).argmin(-1)
+    frequency = torch.stack([(nearest == k).double().mean(0) for k in range(3)], -1)
+    assert ((frequency - expected).abs() < 5 * (expected * (1 - expected) / 20_000).sqrt() + 1e-3).all()
+    assert not base.has_rsample
+    with pytest.raises(ValueError, match="depend on a condition"):
+        base.log_prob(x)
+    with pytest.raises(ValueError, match="there is but one"):
+        WrappedNormal(Torus(1), network=nn.Linear(2, 1))
 
 
 def at_angles(manifold, angles):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.bases.base import Base, count, sample_shape
-from fluvial.conditions import Condition
+from fluvial.conditions import Condition, as_features
 from fluvial.manifolds import Manifold, has_uniform
 from fluvial.manifolds.manifold import HasWrappedNormal, has_wrapped_normal
 
@@ -34,6 +34,9 @@ class WrappedNormal(Base):
         weights: Positive numbers proportional to π; default all equal.
         learnable: Train means, scales and weights together with the flow. On manifolds with windings scales end at 4 times the largest given.
         seed: Of random means.
+        network: Optional module h from conditions (batch, features) to (batch, components): π(c) = softmax(log π + h(c)). A flow is a continuous
+            map, which carries mass from mode to mode only over what lies between them; where the condition decides how likely the modes are,
+            the weights say it better.
 
     Raises:
         TypeError: If the manifold has no known wrapped normal densities.
@@ -60,6 +63,7 @@ class WrappedNormal(Base):
         weights: Sequence[float] | None = None,
         learnable: bool = False,
         seed: int = 0,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not has_wrapped_normal(manifold):
@@ -71,6 +75,8 @@ class WrappedNormal(Base):
         components = len(given) if given is not None else 1 if components is None else components
         if components < 1:
             raise ValueError(f"WrappedNormal: components must be positive, got {components}")
+        if network is not None and components == 1:
+            raise ValueError("WrappedNormal: a network gives the components their weights, and there is but one; ask for more components")
         self.manifold = manifold
         self.components = components
         self.scale = _numbers("scale", scale, components)
@@ -80,8 +86,9 @@ class WrappedNormal(Base):
             raise ValueError(f"WrappedNormal: weights must be a sequence of {components} numbers, got {weights}")
         self.learnable = learnable
         self.seed = seed
+        self.network = network
         # Drawing chooses a component, which has no derivative; where there is but one, draws follow it.
-        self.has_rsample = components == 1 or not learnable
+        self.has_rsample = components == 1 or not (learnable or network is not None)
         scales = torch.tensor(self.scale if isinstance(self.scale, tuple) else [self.scale] * components, dtype=torch.float64)
         self.largest = _GROWTH * float(scales.max()) if learnable and manifold.wraps else math.inf
         self.windings = _windings(manifold, float(scales.max()), learnable=learnable) if manifold.wraps else 0
@@ -98,7 +105,7 @@ class WrappedNormal(Base):
         r"""Log-density of points z (\*batch, \*event), shape (\*batch,)."""
         mean, scale = self._components()
         log_p = self._space.log_wrapped_normal(mean, z.unsqueeze(-1 - len(self.manifold.event_shape)), scale, windings=self.windings)
-        return torch.logsumexp(torch.log_softmax(self.logits, 0) + log_p, -1)
+        return torch.logsumexp(torch.log_softmax(self._logits(c), -1) + log_p, -1)
 
     def sample(self, n: int | tuple[int, ...] = (), c: Condition = None, *, generator: torch.Generator | None = None) -> Tensor:
         r"""Draws of shape (\*n, \*batch(c), \*event); of a learnable mixture without gradient."""
@@ -107,7 +114,11 @@ class WrappedNormal(Base):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.has_rsample):
             mean, scale = self._components()
             if self.components > 1 and total:
-                k = torch.multinomial(self.logits.softmax(0), total, replacement=True, generator=generator)
+                if self.network is None:
+                    k = torch.multinomial(self.logits.softmax(0), total, replacement=True, generator=generator)
+                else:
+                    weights = self._logits(c).softmax(-1).expand(*shape, self.components)
+                    k = torch.multinomial(weights.reshape(total, -1), 1, generator=generator).squeeze(-1)
                 mean, scale = mean[k], scale[k]
             else:
                 mean, scale = mean[:1].expand(total, *mean.shape[1:]), scale[:1]
@@ -119,6 +130,14 @@ class WrappedNormal(Base):
         """Manifold, number of components and scale, for repr."""
         many = "" if self.components == 1 else f", components={self.components}"
         return f"{self.manifold}{many}, scale={self.scale}{', learnable' if self.learnable else ''}"
+
+    def _logits(self, c: Condition) -> Tensor:
+        if self.network is None:
+            return self.logits
+        features = as_features(c)
+        if features is None:
+            raise ValueError("WrappedNormal: its weights depend on a condition, and none was given")
+        return self.logits + self.network(features)
 
     @property
     def _space(self) -> HasWrappedNormal:
