@@ -204,6 +204,14 @@ def test_resume_refuses_another_run(at, capsys):
     assert "is a run of moons, not of rings" in failure(["fit", "rings", "-o", "runs/moons/1", "--resume"], capsys)
 
 
+def test_resume_takes_the_command_that_began_the_run(at, capsys):
+    capsys.readouterr()
+    assert main(["fit", "moons", "--resume", *TINY]) == 0
+    said = capsys.readouterr()
+    assert "cannot change" not in said.err
+    assert "12 steps" in said.out
+
+
 @pytest.mark.filterwarnings("ignore:fit. resuming with another budget")
 def test_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

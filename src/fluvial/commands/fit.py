@@ -150,12 +150,26 @@ def _read(arguments: argparse.Namespace, started: Run | None) -> "Recipe":
 
     if started is None:
         return Recipe.parse(*locate(arguments.recipe), arguments.overrides)
-    fixed = [word for word in arguments.overrides if word.startswith("--") and not re.match(rf"--fit\.({'|'.join(_FREE_ON_RESUME)})(=|$)", word)]
-    if fixed:
-        free = ", ".join(f"--fit.{name}" for name in _FREE_ON_RESUME)
-        raise ValueError(f"fit: {fixed[0]} cannot change a run that is resumed, only {free} can; begin a new run with it")
-    name = started.recipe().name
-    return Recipe.parse(name, (started.path / "recipe.yaml").read_text(encoding="utf-8"), arguments.overrides)
+    free = re.compile(rf"--fit\.({'|'.join(_FREE_ON_RESUME)})(=|$)")
+    name, text = started.recipe().name, (started.path / "recipe.yaml").read_text(encoding="utf-8")
+    stored = Recipe.parse(name, text, []).to_yaml()
+    for override in _pairs(arguments.overrides):
+        # One that says what the run is anyway does no harm: the command that began it may be repeated.
+        if not free.match(override[0]) and Recipe.parse(name, text, override).to_yaml() != stored:
+            allowed = ", ".join(f"--fit.{name}" for name in _FREE_ON_RESUME)
+            raise ValueError(f"fit: {override[0]} cannot change a run that is resumed, only {allowed} can; begin a new run with it")
+    return Recipe.parse(name, text, arguments.overrides)
+
+
+def _pairs(overrides: list[str]) -> list[list[str]]:
+    """Every override with its value."""
+    pairs: list[list[str]] = []
+    for word in overrides:
+        if word.startswith("--") or not pairs:
+            pairs.append([word])
+        else:
+            pairs[-1].append(word)
+    return pairs
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
