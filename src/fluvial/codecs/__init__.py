@@ -16,6 +16,7 @@ from fluvial.codecs.hadamard import Hadamard
 from fluvial.codecs.isometry import Isometry
 from fluvial.codecs.logit import Logit
 from fluvial.codecs.lu import LU
+from fluvial.codecs.marginal_spline import MarginalSpline
 from fluvial.codecs.permutation import Permutation
 from fluvial.codecs.principal_axes import PrincipalAxes
 from fluvial.codecs.rational_quadratic import RationalQuadratic
@@ -50,6 +51,7 @@ __all__ = [
     "Log",
     "Logit",
     "LU",
+    "MarginalSpline",
     "Permutation",
     "PrincipalAxes",
     "RationalQuadratic",

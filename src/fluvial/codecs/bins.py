@@ -194,7 +194,7 @@ class _FindBin(torch.autograd.Function):
         shapes = [place.shape] * 6 + [(2, *place.shape)] * 2
         fields = [place.new_zeros(shape) if grad is None else grad for shape, grad in zip(shapes, fields)]
         # Somebody who differentiates this gradient, or maps over it, needs operations that know how.
-        watched = torch.is_grad_enabled() or any(grad is not None and _is_mapped(grad) for grad in grads)
+        watched = torch.is_grad_enabled() or any(grad is not None and is_mapped(grad) for grad in grads)
         pull = _pull if watched else _swept
         return pull(sizes, place, dsizes, fields, ctx.rows, ctx.bins), None, None, None
 
@@ -239,7 +239,7 @@ def _ends(knots: Tensor, bins: Bins) -> list[list[Tensor]]:
     return [[closed[k : k + 2] for k in range(bins.count)]]
 
 
-def _is_mapped(tensor: Tensor) -> bool:
+def is_mapped(tensor: Tensor) -> bool:
     """Whether a function transform maps over it, be it the new or the old kind."""
     transforms = torch._C._functorch
     return transforms.maybe_current_level() is not None or transforms.is_legacy_batchedtensor(tensor)

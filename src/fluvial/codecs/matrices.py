@@ -39,3 +39,17 @@ def random_rotation(features: int, *, seed: int) -> Tensor:
     # A fixed reflection takes the other half of O(n) onto SO(n), uniform as before.
     q[:, 0] *= torch.linalg.det(q).sign()
     return q
+
+
+def checked_orthogonal(name: str, matrix: Tensor, features: int) -> Tensor:
+    """An orthogonal matrix (n, n) as it is.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if matrix.shape != (features, features):
+        raise ValueError(f"{name}: expected a matrix of shape ({features}, {features}), got {tuple(matrix.shape)}")
+    apart = float((matrix.double() @ matrix.double().mT - torch.eye(features, dtype=torch.float64, device=matrix.device)).abs().max())
+    if not apart < 1e-4:
+        raise ValueError(f"{name}: the matrix is not orthogonal: its rows' products differ from 0 and 1 by up to {apart:.2g}")
+    return matrix

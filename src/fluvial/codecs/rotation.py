@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fluvial.codecs.isometry import Isometry, turned_space
-from fluvial.codecs.matrices import product, random_rotation, stored_orthonormal
+from fluvial.codecs.matrices import checked_orthogonal, product, random_rotation, stored_orthonormal
 from fluvial.conditions import Condition
 from fluvial.manifolds import Manifold
 
@@ -43,6 +43,14 @@ class Rotation(Isometry):
         self.features = features
         self.seed = seed
         self.register_buffer("matrix", random_rotation(features, seed=seed).to(torch.get_default_dtype()))
+
+    def set_(self, matrix: Tensor) -> None:
+        """Take this orthogonal matrix (n, n) in place of the drawn one.
+
+        Raises:
+            ValueError: If it is not orthogonal, or has another size.
+        """
+        self.matrix.copy_(checked_orthogonal("Rotation", matrix, self.features))
 
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:
         """Q x."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.codecs.isometry import Isometry, turned_space
-from fluvial.codecs.matrices import orthonormal, product, random_rotation, solve
+from fluvial.codecs.matrices import checked_orthogonal, orthonormal, product, random_rotation, solve
 from fluvial.conditions import Condition
 from fluvial.manifolds import Manifold
 
@@ -92,6 +92,20 @@ class TrainableRotation(Isometry):
         if self.start == "identity":
             vectors[1::2] = vectors[::2]
         return nn.functional.normalize(vectors, dim=-1).to(torch.get_default_dtype())
+
+    @torch.no_grad()
+    def set_(self, matrix: Tensor) -> None:
+        """Start from this rotation matrix (n, n): as Q₀, with nothing learned yet. For the exponential with a random start, which keeps a Q₀.
+
+        Raises:
+            ValueError: If there is no Q₀, or the matrix is not orthogonal or has another size.
+        """
+        if self.features == 1:
+            return
+        if self.origin is None or self.weight is None:
+            raise ValueError("TrainableRotation: only method='exponential' with start='random' can be set to a matrix")
+        self.origin.copy_(checked_orthogonal("TrainableRotation", matrix, self.features))
+        self.weight.zero_()
 
     def matrix(self) -> Tensor:
         """The matrix Q, shape (n, n)."""

@@ -1,0 +1,161 @@
+"""A layerwise fit from its first layer to its best one."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fluvial.config import build, describe
+from fluvial.data import DataSpec
+from fluvial.flow import Flow
+from fluvial.gaussianization.layers import LayerwiseFit
+from fluvial.training.checkpoint import Folder, compare, locked
+from fluvial.training.history import Row
+from fluvial.training.interruption import Interruption
+from fluvial.training.progress import display
+
+_FREE = ("max_layers", "patience", "min_gain")  # may be others when a fit is resumed
+
+
+class Course:
+    """When to stop, what to write, and what to show.
+
+    Args:
+        fitting: Whose layers are added.
+        spec: Of the data.
+        directory: Folder for checkpoint.pt, history.jsonl and model.safetensors, or None.
+        extent: Smallest and largest value of every column, by which a resumed fit knows its data.
+        on_layer: Called with every row.
+
+    Attributes:
+        best: Number of layers with the least NLL of rows held out, or in all where none are.
+        stopped: Why it ended.
+    """
+
+    def __init__(
+        self, fitting: LayerwiseFit, spec: DataSpec, directory: Path | None, extent: list[float], on_layer: Callable[[Row], None] | None
+    ) -> None:
+        self.fitting = fitting
+        self.spec = spec
+        self.directory = directory
+        self.extent = extent
+        self.on_layer = on_layer
+        self.best = 0
+        self.stopped = ""
+        self._folder: Folder | None = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the folder for this fit; only the process that leads writes."""
+        if self.directory is None or not self.fitting.workers.leads:
+            yield
+            return
+        with locked(self.directory):
+            self._folder = Folder(self.directory, model=True)
+            yield
+
+    def run(self, *, resume: bool, shown: bool) -> Flow:
+        """Add layers until rows held out gain no more, and give the flow of the best ones."""
+        settings, fitting = self.fitting.settings, self.fitting
+        begun = time.perf_counter()
+        self._replay(resume=resume)
+        screen = display(shown, 0.0)
+        with Interruption() as interruption:
+            try:
+                while not self._ended(interruption):
+                    fitting.add_layer()
+                    row = fitting.history[-1]
+                    if self._improves(row):
+                        self.best = fitting.layers
+                    self._write(row)
+                    if self.on_layer is not None:
+                        self.on_layer(row)
+                    figures = {name: row[name] for name in ("nll", "nll_error", "train_nll") if name in row}
+                    best = {"monitor": fitting.history[self.best].get("nll", row["train_nll"]), "step": self.best}
+                    screen.update(fitting.layers, min(fitting.layers / settings.max_layers, 1.0), row["train_nll"], figures, best)
+            finally:
+                screen.close()
+        if shown:
+            print(f"{self.best} layers ({self.stopped}), {time.perf_counter() - begun:.1f} s")  # noqa: T201
+        return self._flow()
+
+    def _ended(self, interruption: Interruption) -> bool:
+        settings, layers = self.fitting.settings, self.fitting.layers
+        # All processes of a group must come to the same decision.
+        if any(self.fitting.workers.agree(interruption.requested)):
+            self.stopped = "interrupted"
+        elif layers >= settings.max_layers:
+            self.stopped = "max_layers"
+        elif self._watches and layers - self.best >= settings.patience:
+            self.stopped = f"patience: no gain in {settings.patience} layers"
+        return bool(self.stopped)
+
+    @property
+    def _watches(self) -> bool:
+        return "nll" in self.fitting.history[0]
+
+    def _improves(self, row: Row) -> bool:
+        return not self._watches or row["nll"] < self.fitting.history[self.best]["nll"] - self.fitting.settings.min_gain
+
+    def _flow(self) -> Flow:
+        flow = self.fitting.flow(self.best)
+        flow.spec = self.spec
+        return flow.float().eval()
+
+    def _fingerprint(self) -> dict[str, Any]:
+        source = self.fitting.plan.source
+        settings = {name: value for name, value in dataclasses.asdict(self.fitting.settings).items() if name not in _FREE}
+        return {
+            **settings,
+            "alpha": list(self.fitting.settings.alpha),
+            "rows": source.rows,
+            "features": source.features,
+            "extremes of the data": self.extent,
+        }
+
+    def _write(self, row: Row) -> None:
+        if self._folder is None:
+            return
+        flow = self.fitting.flow()
+        state = {
+            "gaussianization": self._fingerprint(),
+            "layers": [len(layer) for layer in self.fitting.codecs],
+            "config": describe(flow),
+            "state": flow.state_dict(),
+            "history": self.fitting.history,
+        }
+        self._folder.write(state)
+        self._folder.append(row)
+        if self.best == self.fitting.layers:
+            self._folder.write_model(self._flow())
+
+    def _replay(self, *, resume: bool) -> None:
+        """The layers of an interrupted fit, if it is to be gone on with, or a first look at the rows."""
+        state = self._folder.read() if self._folder is not None and resume else None
+        state = self.fitting.workers.from_leader(state)
+        if state is None:
+            if self._folder is not None:
+                self._folder.clear()
+            self.fitting.begin()
+            return
+        path = self.directory or Path()
+        if "gaussianization" not in state:
+            raise ValueError(f"fit: {path / 'checkpoint.pt'} is not of a layerwise fit; use resume=False to start afresh")
+        compare(state["gaussianization"], self._fingerprint(), path)
+        flow = build(state["config"])
+        flow.load_state_dict(state["state"])
+        parts = iter(flow.codec.parts)
+        grouped = [[next(parts) for _ in range(size)] for size in state["layers"]]
+        self.fitting.codecs = grouped[:1]
+        self.fitting.begin()
+        for layer in grouped[1:]:
+            self.fitting.replay(layer)
+        # The seconds and names are those of the first time.
+        self.fitting.history = state["history"]
+        for row in state["history"][1:]:
+            if self._improves(row):
+                self.best = row["layer"]
+        if self._folder is not None:
+            self._folder.rewrite(state["history"][1:])

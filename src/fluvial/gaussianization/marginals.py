@@ -1,0 +1,180 @@
+"""From the counts of a coordinate to the spline that makes it normal."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from fluvial.codecs.marginal_spline import Knots
+from fluvial.gaussianization.statistics import Binned
+
+Marginal = Literal["spline", "kde", "mixture", "affine"]
+TailKind = Literal["pareto", "gaussian"]
+
+_EDGE_ROWS = 5  # beyond either outer knot there are as many rows
+_INNERMOST = 1.0  # the outer knots lie at least so many standard deviations out, however few rows there are
+_POINTS = 1024  # that stand for a coordinate where its density is smoothed
+_NARROWEST = 1e-4  # width of a bin, in units of the mean one
+_TAIL_SHRINK = 0.3  # of a tail's scale towards that of the whole coordinate, as exponents
+_PRIOR_SHAPE, _PRIOR_ROWS = 0.05, 20.0  # the shape of a Pareto tail that so many rows would have to outweigh
+
+
+def automatic_bins(rows: float) -> int:
+    """Bins of a spline for so many rows: √rows/2, within 16 and 64."""
+    return int(min(max(0.5 * math.sqrt(rows), 16), 64))
+
+
+def knot_heights(rows: float, bins: int) -> np.ndarray:
+    """Where the knots of a coordinate lie in z: equally spaced, with five rows beyond either end, shape (bins + 1,)."""
+    from scipy.special import ndtri
+
+    end = max(_INNERMOST, float(-ndtri(min(0.5, _EDGE_ROWS / max(rows, 1)))))
+    return np.linspace(-end, end, bins + 1)
+
+
+def probabilities(rows: float, bins: int, marginal: Marginal) -> np.ndarray:
+    """At which the quantiles of a coordinate must be known exactly."""
+    from scipy.special import ndtr
+
+    if marginal in ("kde", "mixture"):
+        return _masses(rows)[0]
+    return ndtr(knot_heights(rows, bins))
+
+
+def fit_marginals(
+    coordinates: list[Binned], *, rows: float, bins: int, marginal: Marginal = "spline", tail: TailKind = "pareto", alpha: float = 0.0
+) -> Knots:
+    r"""The splines of a layer, float64.
+
+    Knots lie where the distribution function of a coordinate, or a smoothed one, takes the values Φ(y) of equally spaced y. The slopes there are
+    those of a parabola through a knot and its neighbours. A tail's slope makes the mean excess beyond the outer knot that of a normal
+    distribution; a Pareto tail takes its shape from the mean and the mean square of the excess. Everything is then shrunk by α towards the
+    map (x − mean)/s.d.: many small steps generalise better than one.
+
+    Args:
+        coordinates: Counts of every coordinate.
+        rows: How many rows these counts are worth.
+        bins: Number of bins of the splines; 1 for "affine".
+        marginal: "spline" (quantiles), "kde" (of a kernel density estimate), "mixture" (of a mixture of normals), "affine".
+        tail: "pareto" or "gaussian".
+        alpha: Shrinkage, 0 to 1.
+
+    Returns:
+        Knots of shape (D, bins + 1).
+    """
+    if marginal not in get_args(Marginal):
+        raise ValueError(f"marginal is one of {', '.join(map(repr, get_args(Marginal)))}, got {marginal!r}")
+    parts = [_fit_one(one, rows=rows, bins=bins, marginal=marginal, tail=tail, alpha=alpha) for one in coordinates]
+    x, y, slope, shape = (torch.from_numpy(np.stack(part)) for part in zip(*parts))
+    return Knots(x, y, slope, shape if tail == "pareto" else None)
+
+
+def _fit_one(one: Binned, *, rows: float, bins: int, marginal: Marginal, tail: TailKind, alpha: float) -> tuple[np.ndarray, ...]:
+    mean, sd = one.moments()
+    if marginal == "affine":
+        # The straight line; knots only say where its two ends are.
+        y = np.linspace(-1.0, 1.0, bins + 1)
+        return mean + sd * y, y, np.full(bins + 1, 1 / sd), np.full(2, _PRIOR_SHAPE)
+    y = knot_heights(rows, bins)
+    x = _spread(_quantiles(one, y, rows, marginal))
+    steps, slopes = np.diff(x), np.diff(y) / np.diff(x)
+    slope = np.empty(bins + 1)
+    # Of the parabola through three knots.
+    slope[1:-1] = (slopes[:-1] * steps[1:] + slopes[1:] * steps[:-1]) / (steps[1:] + steps[:-1])
+    excess = one.excess(x[0], x[-1])
+    expected = _normal_excess(float(y[-1]))
+    # Straight tails match the mean excess of a normal distribution; of Pareto ones it depends on the shape as well.
+    excess[:, 0] *= rows / one.total
+    shape = np.array([_shape(*side) for side in excess])
+    for end, side in ((0, 0), (-1, 1)):
+        found = excess[side, 1] if excess[side, 0] >= 1 else expected * sd
+        matched = expected / found if tail == "gaussian" else 1 / (_hazard(float(y[-1])) * found * (1 - shape[side]))
+        slope[end] = math.exp((1 - _TAIL_SHRINK) * math.log(matched) - _TAIL_SHRINK * math.log(sd))
+    y = (1 - alpha) * y + alpha * (x - mean) / sd
+    return x, y, (1 - alpha) * slope + alpha / sd, shape
+
+
+def _quantiles(one: Binned, y: np.ndarray, rows: float, marginal: Marginal) -> np.ndarray:
+    from scipy.special import ndtr
+
+    if marginal == "spline":
+        return one.quantile(ndtr(y))
+    p, mass = _masses(rows)
+    points = one.quantile(p)
+    if marginal == "kde":
+        _, sd = one.moments()
+        quarter = np.diff(one.quantile(np.array([0.25, 0.75])))[0] / 1.349
+        width = 0.9 * (min(sd, quarter) if quarter > 0 else sd) * rows**-0.2  # Silverman's
+        return _inverse(lambda t: ndtr((t[:, None] - points) / width) @ mass, ndtr(y), points, 5 * width)
+    weight, mean, sd = _mixture(points, mass)
+    return _inverse(lambda t: ndtr((t[:, None] - mean) / sd) @ weight, ndtr(y), points, 5 * float(sd.max()))
+
+
+def _masses(rows: float) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities at which a coordinate is looked at, equally spaced in z so that its tails are seen, and the mass each stands for."""
+    from scipy.special import ndtr, ndtri
+
+    end = max(_INNERMOST, float(-ndtri(min(0.5, 0.5 / max(rows, 1)))))
+    edges = ndtr(np.linspace(-end, end, _POINTS + 1))
+    edges[0], edges[-1] = 0.0, 1.0
+    return (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+
+
+def _mixture(points: np.ndarray, mass: np.ndarray, components: int = 8, steps: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A mixture of normals through points of given mass, by expectation maximisation from their quantiles: weights, means, s.d."""
+    spread = math.sqrt(mass @ (points - mass @ points) ** 2)
+    floor = 1e-3 * spread
+    mean = np.interp((np.arange(components) + 0.5) / components, np.cumsum(mass) - mass / 2, points)
+    sd, weight = np.full(components, spread / components), np.full(components, 1 / components)
+    for _ in range(steps):
+        log_p = np.log(weight) - np.log(sd) - 0.5 * ((points[:, None] - mean) / sd) ** 2
+        share = np.exp(log_p - log_p.max(1, keepdims=True))
+        share *= (mass / share.sum(1))[:, None]
+        total = share.sum(0) + 1e-9
+        mean = share.T @ points / total
+        sd = np.sqrt((share * (points[:, None] - mean) ** 2).sum(0) / total + floor**2)
+        weight = total / total.sum()
+    return weight, mean, sd
+
+
+def _inverse(cdf: Callable[[np.ndarray], np.ndarray], p: np.ndarray, points: np.ndarray, margin: float) -> np.ndarray:
+    """Where an increasing function takes the values p, by bisection."""
+    low, high = np.full(len(p), points[0] - margin), np.full(len(p), points[-1] + margin)
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = cdf(middle) < p
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _spread(x: np.ndarray) -> np.ndarray:
+    """Knots that increase: where rows are tied, as little as single precision still resolves."""
+    bins = len(x) - 1
+    extent = max(x[-1] - x[0], np.abs(x).max() * 1e-5, 1e-30)
+    least = max(_NARROWEST * extent / bins, 4 * np.finfo(np.float32).eps * np.abs(x).max())
+    steps = np.maximum(np.diff(x), least)
+    # What was added is taken from the wide bins, so that the outer knots stay where they are.
+    spare = steps - least
+    if spare.sum() > 0:
+        steps -= spare * min(1.0, max(0.0, steps.sum() - extent) / spare.sum())
+    return x[0] + np.concatenate([[0.0], np.cumsum(steps)])
+
+
+def _hazard(y: float) -> float:
+    from scipy.special import log_ndtr
+
+    return math.exp(-0.5 * y * y - 0.5 * math.log(2 * math.pi) - float(log_ndtr(-y)))
+
+
+def _normal_excess(y: float) -> float:
+    """The mean of z − y of a standard normal z above y."""
+    return _hazard(y) - y
+
+
+def _shape(number: float, mean: float, square: float) -> float:
+    """The shape ξ of a Pareto tail, from the moments of the excess: mean²/variance = 1 − 2ξ; few rows say little about it."""
+    variance = square - mean * mean
+    found = 0.5 * (1 - mean * mean / variance) if variance > 0 else 0.0
+    return float(np.clip((number * found + _PRIOR_ROWS * _PRIOR_SHAPE) / (number + _PRIOR_ROWS), 1e-3, 0.45))
