@@ -7,6 +7,7 @@ from fluvial.codecs.arcsinh import Arcsinh
 from fluvial.codecs.bounds import Bounds
 from fluvial.codecs.chain import Chain, Inverse
 from fluvial.codecs.codec import Bijection, Codec
+from fluvial.codecs.conditional_spline import AnchorWeights, ConditionalSpline
 from fluvial.codecs.coupling import Coupling
 from fluvial.codecs.cubic import Cubic
 from fluvial.codecs.cylinder import Cylinder
@@ -33,12 +34,14 @@ from fluvial.codecs.wrap import Wrap
 __all__ = [
     "ActNorm",
     "Affine",
+    "AnchorWeights",
     "Angles",
     "Arcsinh",
     "Bijection",
     "Bounds",
     "Chain",
     "Codec",
+    "ConditionalSpline",
     "Coupling",
     "Cubic",
     "Cylinder",

@@ -1,7 +1,7 @@
 """Monotone maps of the coordinates, one by one, with their own knots."""
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from fluvial.conditions import Condition
 from fluvial.manifolds import Euclidean
 
 Tail = Literal["straight", "pareto"]
-_LEAST_SHAPE = 1e-4  # of a Pareto tail: below, it is an exponential one to all digits of single precision
+LEAST_SHAPE = 1e-4  # of a Pareto tail: below, it is an exponential one to all digits of single precision
+_FARTHEST = 1e30  # logarithm of a probability, from which on a tail goes no farther
+_NARROWEST = 1e-30  # bin
 _REACH = 3.0  # of the knots at the start, in both directions
 
 
@@ -94,9 +96,8 @@ class MarginalSpline(Bijection):
     @property
     def knots(self) -> Knots:
         """Knots, values and slopes, of shape (D, bins + 1), and the shapes of the tails, (D, 2)."""
-        x = nn.functional.pad(self.log_widths.exp().cumsum(-1), (1, 0)) + self.left.unsqueeze(-1)
-        y = nn.functional.pad(self.log_heights.exp().cumsum(-1), (1, 0)) + self.bottom.unsqueeze(-1)
-        shape = None if self.log_shapes is None else self.log_shapes.exp().clamp_min(_LEAST_SHAPE)
+        x, y = _increasing(self.left, self.log_widths), _increasing(self.bottom, self.log_heights)
+        shape = None if self.log_shapes is None else self.log_shapes.exp().clamp_min(LEAST_SHAPE)
         return Knots(x, y, self.log_slopes.exp(), shape)
 
     @torch.no_grad()
@@ -104,22 +105,29 @@ class MarginalSpline(Bijection):
         """Put the knots at x (D, bins + 1) with values y and slopes there, and give Pareto tails their shapes (D, 2).
 
         Raises:
-            ValueError: If knots or values do not increase, slopes or shapes are not positive, or their number is another.
+            ValueError: If knots or values do not increase, in the precision of the parameters too; slopes or shapes are not positive; or their
+                number is another.
         """
         wanted = (self.features, self.bins + 1)
         for name, given in (("x", x), ("y", y), ("slope", slope)):
             if given.shape != wanted or not bool(torch.isfinite(given).all()):
                 raise ValueError(f"MarginalSpline: {name} must be finite, of shape {wanted}, got shape {tuple(given.shape)}")
-        if (shape is None) != (self.log_shapes is None) or (shape is not None and not bool((shape > 0).all())):
+        fits = shape is None or (shape.shape == (self.features, 2) and bool(((shape > 0) & torch.isfinite(shape)).all()))
+        if (shape is None) != (self.log_shapes is None) or not fits:
             raise ValueError(f"MarginalSpline: positive shapes of shape ({self.features}, 2) belong to tail='pareto', and only there")
-        widths, heights = (part.double().diff(dim=-1) for part in (x, y))
-        if not bool((widths > 0).all() and (heights > 0).all() and (slope > 0).all()):
-            raise ValueError("MarginalSpline: knots and their values must increase, and slopes be positive")
-        self.left.copy_(x[:, 0])
-        self.bottom.copy_(y[:, 0])
-        self.log_widths.copy_(widths.log())
-        self.log_heights.copy_(heights.log())
-        self.log_slopes.copy_(slope.log())
+        if not bool((slope > 0).all()):
+            raise ValueError("MarginalSpline: slopes must be positive")
+        starts, logs = [], []
+        for name, knots in (("x", x), ("y", y)):
+            starts.append(knots[:, 0].to(self.left))
+            logs.append(knots.double().diff(dim=-1).log().to(self.left))
+            stored = _increasing(starts[-1], logs[-1])
+            if not bool((stored.diff(dim=-1) > 0).all()):
+                d, k = (~(stored.diff(dim=-1) > 0)).nonzero()[0].tolist()
+                pair = f"{knots[d, k]:.9g}, {knots[d, k + 1]:.9g}"
+                raise ValueError(f"MarginalSpline: {name} must increase by more than rounding; coordinate {d} has {pair} at knots {k}, {k + 1}")
+        for parameter, value in zip((self.left, self.bottom, self.log_widths, self.log_heights, self.log_slopes), (*starts, *logs, slope.log())):
+            parameter.copy_(value)
         if self.log_shapes is not None and shape is not None:
             self.log_shapes.copy_(shape.log())
 
@@ -133,17 +141,27 @@ class MarginalSpline(Bijection):
 
     def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         """Z (batch, D) and Σ log dz/dx, (batch,)."""
-        z, log_slope = spline_encode(x.movedim(-1, 0).flatten(1), self.knots.to(x.dtype))
+        z, log_slope = spline_encode(_by_coordinate(x), self.knots.to(x.dtype))
         return z.view(self.features, *x.shape[:-1]).movedim(0, -1), log_slope.sum(0).view(x.shape[:-1])
 
     def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         """X (batch, D) and Σ log dx/dz, (batch,)."""
-        x, log_slope = spline_decode(z.movedim(-1, 0).flatten(1), self.knots.to(z.dtype))
+        x, log_slope = spline_decode(_by_coordinate(z), self.knots.to(z.dtype))
         return x.view(self.features, *z.shape[:-1]).movedim(0, -1), log_slope.sum(0).view(z.shape[:-1])
 
     def extra_repr(self) -> str:
         """Sizes and kind of tail, for repr."""
         return f"{self.features}, bins={self.bins}, tail={self.tail!r}"
+
+
+def _increasing(start: Tensor, log_steps: Tensor) -> Tensor:
+    """Numbers that begin at start (D,) and go on by steps (D, bins)."""
+    return nn.functional.pad(log_steps.exp().cumsum(-1), (1, 0)) + start.unsqueeze(-1)
+
+
+def _by_coordinate(x: Tensor) -> Tensor:
+    """Rows (batch, D) as (D, n); a single row (D,) too."""
+    return x.movedim(-1, 0).unsqueeze(-1).flatten(1)
 
 
 def spline_encode(x: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
@@ -181,7 +199,8 @@ def _bin(place: Tensor, knots: Knots) -> list[Tensor]:
     """Left end and width, bottom and height, and the slopes at both ends of every point's bin."""
     ends = [(part.gather(-1, place), part.gather(-1, place + 1)) for part in (knots.x, knots.y, knots.slope)]
     (left, right), (bottom, top), (a, b) = ends
-    return [left, right - left, bottom, top - bottom, a, b]
+    # Bins that training has made as narrow as nothing: no division by 0.
+    return [left, (right - left).clamp_min(_NARROWEST), bottom, (top - bottom).clamp_min(_NARROWEST), a, b]
 
 
 def _quotient(a: Tensor, b: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,59 +217,78 @@ def _with_tails(t: Tensor, inner: Tensor, log_slope: Tensor, knots: Knots, *, de
     source, target = (knots.y, knots.x) if decode else (knots.x, knots.y)
     first, last = source[..., :1], source[..., -1:]
     below, above = t < first, t > last
-    slope = knots.slope.reciprocal() if decode else knots.slope
     if knots.shape is None:
+        slope = knots.slope.reciprocal() if decode else knots.slope
         # Sums, not masks: 0 in between, where the slope of the spline counts.
         under, over = (t - first).clamp_max(0), (t - last).clamp_min(0)
         value = inner + slope[..., :1] * under + slope[..., -1:] * over
         log_slope = torch.where(below, slope[..., :1].log(), torch.where(above, slope[..., -1:].log(), log_slope))
         return value, log_slope
-    tail = _pareto_decode if decode else _pareto_encode
-    # What lies elsewhere is read at the knot, so that neither values nor gradients can overflow there.
-    up, log_up = tail(torch.where(above, t, last) - last, knots.y[..., -1:], knots.slope[..., -1:], knots.shape[..., 1:])
-    down, log_down = tail(first - torch.where(below, t, first), -knots.y[..., :1], knots.slope[..., :1], knots.shape[..., :1])
-    value = torch.where(above, target[..., -1:] + up, torch.where(below, target[..., :1] - down, inner))
-    return value, torch.where(above, log_up, torch.where(below, log_down, log_slope))
+
+    def side(low: Tensor, high: Tensor) -> Tensor:
+        return torch.where(below, low, high)
+
+    # A left tail is a right one, mirrored. What lies in neither is read at the last knot, so that values and gradients cannot overflow there.
+    excess = side(first - torch.where(below, t, first), torch.where(above, t, last) - last)
+    knot, slope, shape = (side(low, high) for low, high in zip(*_ends(knots)))
+    beyond, log_beyond = (_pareto_decode if decode else _pareto_encode)(excess, knot, slope, shape)
+    value = torch.where(above, target[..., -1:] + beyond, torch.where(below, target[..., :1] - beyond, inner))
+    return value, torch.where(below | above, log_beyond, log_slope)
 
 
-def _log_survival(z: Tensor) -> Tensor:
-    """Log of 1 − Φ(z)."""
-    # By functions that torch.func can map; each only where it keeps its digits.
-    far = torch.log(0.5 * torch.special.erfcx(z.clamp_min(0) / math.sqrt(2))) - 0.5 * z.clamp_min(0).square()
-    return torch.where(z > 0, far, torch.log1p(-0.5 * torch.special.erfc(-z.clamp_max(0) / math.sqrt(2))))
+def _ends(knots: Knots) -> tuple[list[Tensor], list[Tensor]]:
+    """Value at the outer knot, slope and shape of the left tail, mirrored, and of the right one."""
+    parts = (knots.y, knots.slope, cast(Tensor, knots.shape))
+    low, high = ([part[..., end].unsqueeze(-1) for part in parts] for end in (0, -1))
+    return [-low[0], *low[1:]], high
 
 
-def _log_hazard(z: Tensor) -> Tensor:
-    """Log of φ(z)/(1 − Φ(z))."""
-    return -0.5 * z * z - 0.5 * math.log(2 * math.pi) - _log_survival(z)
+def _survival(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of 1 − Φ(z), and of φ(z)/(1 − Φ(z)), to all digits on both sides of 0."""
+    # By functions that torch.func can map; erfcx never underflows, and nothing cancels.
+    upper = z > 0
+    size = torch.where(upper, z, -z)
+    half = 0.5 * size * size
+    scaled = 0.5 * torch.special.erfcx(size / math.sqrt(2))
+    log_lower = torch.log1p(-scaled * torch.exp(-half))
+    log_scaled = torch.log(scaled)
+    log_survival = torch.where(upper, log_scaled - half, log_lower)
+    return log_survival, torch.where(upper, -log_scaled, -half - log_lower) - 0.5 * math.log(2 * math.pi)
 
 
 def _pareto_encode(excess: Tensor, knot: Tensor, slope: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
     """How far beyond the knot's value z lies for an excess of x over the knot, and the logarithm of the slope there."""
-    rate = slope.log() + _log_hazard(knot)
-    t = torch.log1p(shape * excess * rate.exp()) / shape
-    z = _from_log_survival(_log_survival(knot) - t)
-    return z - knot, rate - shape * t - _log_hazard(z)
+    log_survival, log_hazard = _survival(knot)
+    rate = slope.log() + log_hazard
+    t = (torch.log1p(shape * excess * rate.exp()) / shape).clamp_max(_FARTHEST)
+    z = _from_log_survival(log_survival - t)
+    return z - knot, rate - shape * t - _survival(z)[1]
 
 
 def _pareto_decode(excess: Tensor, knot: Tensor, slope: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
     """How far beyond the knot x lies for an excess of z over the knot's value, and the logarithm of the slope dx/dz there."""
-    rate = slope.log() + _log_hazard(knot)
-    z = knot + excess
-    t = _log_survival(knot) - _log_survival(z)
-    return torch.expm1(shape * t) / (shape * rate.exp()), _log_hazard(z) + shape * t - rate
+    log_survival, log_hazard = _survival(knot)
+    rate = slope.log() + log_hazard
+    log_survival_there, log_hazard_there = _survival(knot + excess)
+    t = log_survival - log_survival_there
+    return torch.expm1(shape * t) / (shape * rate.exp()), log_hazard_there + shape * t - rate
 
 
 def _from_log_survival(log_p: Tensor) -> Tensor:
     """The z with log(1 − Φ(z)) = log_p; differentiable twice."""
 
     def step(z: Tensor) -> Tensor:
-        return z + (_log_survival(z) - log_p) * torch.exp(-_log_hazard(z))
+        log_survival, log_hazard = _survival(z)
+        return z + (log_survival - log_p) * torch.exp(-log_hazard)
 
     with torch.no_grad():
-        # From 1 − Φ(z) ≈ φ(z)/z far out. Newton's steps for a concave function come from one side after the first.
-        z = torch.sqrt((-2 * (log_p + 0.919)).clamp_min(0.25))
-        for _ in range(6):
-            z = step(z)
-    # One more step carries the first derivative of the implicit function, two carry the second.
-    return step(step(z)) if torch.is_grad_enabled() else z
+        known = log_p.detach()
+        # The smaller one of Φ(z) and 1 − Φ(z) keeps its digits; where it underflows, 1 − Φ(z) ≈ φ(z)/z.
+        upper = known < -math.log(2)
+        small = torch.where(upper, torch.exp(known), -torch.expm1(known))
+        near = torch.special.ndtri(small)
+        square = (-2 * known - math.log(2 * math.pi)).clamp_min(4.0)
+        far = torch.sqrt(square - torch.log(square))
+        z = step(torch.where(known < -40, far, torch.where(upper, -near, near)))
+    # Of these steps of Newton's the first carries the first derivative of the implicit function, and both the second.
+    return step(step(z))

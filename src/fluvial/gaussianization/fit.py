@@ -14,6 +14,7 @@ from fluvial.codecs import Bijection, Bounds, Chain, Standardize
 from fluvial.data import DataSpec
 from fluvial.flow import Flow
 from fluvial.gaussianization import keyed
+from fluvial.gaussianization.conditional import Conditioning
 from fluvial.gaussianization.course import Course
 from fluvial.gaussianization.kernel_loops import choose_engine
 from fluvial.gaussianization.layers import LayerwiseFit, Settings
@@ -48,6 +49,7 @@ def fit(
     columns: str | Sequence[str] | None = None,
     condition: str | Sequence[str] | None = None,
     weight: str | None = None,
+    conditioning: Conditioning = "auto",
     train_rotations: bool = False,
     seed: int = 0,
     memory: int | str | None = None,
@@ -84,6 +86,9 @@ def fit(
         columns: Of a file, those that are x.
         condition: Of a file, those that are the condition.
         weight: Of a file, that of the weights.
+        conditioning: How the splines follow the condition, where there is one: "classes" (splines of their own for each of few different conditions,
+            in rotations they share), "kernel" (fitted around anchors, and averaged with weights that fall off with the distance), "network"
+            (weights from a network that is trained in every layer), "auto" (the first where it can be, else the second).
         train_rotations: Make the rotations trainable ones, for `fluvial.fit`.
         seed: Of rows held out, rotations and dithering.
         memory: What may be taken for the rows, as bytes or "500M": beyond it they are kept in a scratch file.
@@ -122,6 +127,7 @@ def fit(
         patience=patience,
         min_gain=min_gain,
         train_rotations=train_rotations,
+        conditioning=conditioning,
         seed=seed,
     )
     _check(settings)
@@ -149,6 +155,8 @@ def _check(settings: Settings) -> None:
             f"fit: marginal is one of {', '.join(map(repr, get_args(Marginal)))} and tail 'pareto', 'gaussian' or 'bounded', "
             f"got {settings.marginal!r} and {settings.tail!r}"
         )
+    if settings.conditioning not in get_args(Conditioning):
+        raise ValueError(f"fit: conditioning is one of {', '.join(map(repr, get_args(Conditioning)))}, got {settings.conditioning!r}")
     if settings.bins != "auto" and not (isinstance(settings.bins, int) and settings.bins >= 2):
         raise ValueError(f"fit: bins must be 'auto' or at least 2, got {settings.bins!r}")
     if not all(0 <= value <= 1 for value in settings.alpha):

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from fluvial.bases import Normal
-from fluvial.codecs import Bijection, Chain, MarginalSpline
-from fluvial.codecs.marginal_spline import Knots
+from fluvial.codecs import AnchorWeights, Bijection, Chain, ConditionalSpline, MarginalSpline
+from fluvial.codecs.marginal_spline import Knots, Tail
 from fluvial.flow import Flow
 from fluvial.gaussianization import keyed
+from fluvial.gaussianization.conditional import MOST_CLASSES, SAMPLED, Conditioning, anchors_of_kernel, check_classes, network_spline
 from fluvial.gaussianization.marginals import Marginal, TailKind, automatic_bins, fit_marginals, probabilities
 from fluvial.gaussianization.raw_counts import raw_coordinates
 from fluvial.gaussianization.rotations import SAMPLE, RotationKind, codec_of, kind_of, matrix_of
@@ -37,6 +38,7 @@ class Settings:
     patience: int = 15
     min_gain: float = 1e-4
     train_rotations: bool = False
+    conditioning: Conditioning = "auto"
     seed: int = 0
 
 
@@ -63,6 +65,7 @@ class LayerwiseFit:
         self.codecs: list[list[Any]] = [[before]]
         self.history: list[Row] = []
         self._covariance: np.ndarray | None = None
+        self._classes: Any = None
 
     @property
     def layers(self) -> int:
@@ -75,21 +78,94 @@ class LayerwiseFit:
 
     def add_layer(self) -> None:
         """Fit one more layer, and send the rows through it."""
-        start, layer, settings = time.perf_counter(), self.layers, self.settings
-        kind = kind_of(settings.rotation, layer, self.plan.source.features)
-        matrix = self._matrix(kind)
-        coordinates = self._coordinates(matrix)
-        rows = min(one.total for one in coordinates) / self.unit
-        bins = 1 if settings.marginal == "affine" else automatic_bins(rows) if settings.bins == "auto" else settings.bins
-        alpha = settings.alpha[min(layer, 1)]
-        knots = fit_marginals(coordinates, rows=rows, bins=bins, marginal=settings.marginal, tail=settings.tail, alpha=alpha)
-        splines = MarginalSpline(self.plan.source.features, bins, tail="pareto" if settings.tail == "pareto" else "straight")
-        splines.set_(*knots)
-        seed = self._layer_seed()
-        added: list[Any] = [splines]
-        if matrix is not None:
-            added.insert(0, codec_of(kind, matrix, seed=seed, trainable=settings.train_rotations))
+        start, kind = time.perf_counter(), self._kind(self.layers)
+        added: list[Any] = []
+        rotation = None
+        if kind != "none":
+            added.append(codec_of(kind, self._matrix(kind), seed=self._layer_seed(), trainable=self.settings.train_rotations))
+            rotation = _matrix(added[0], self.plan.source.features)
+        # The first layer only brings the coordinates to a known range.
+        conditional = self.plan.source.condition_features > 0 and self.layers > 0
+        added.append(self._conditional_splines(rotation) if conditional else self._splines(rotation))
         self._apply(added, start, kind)
+
+    def _splines(self, rotation: np.ndarray | None) -> MarginalSpline:
+        coordinates = self._coordinates(rotation)
+        knots = self._knots(coordinates, min(one.total for one in coordinates) / self.unit)
+        splines = MarginalSpline(self.plan.source.features, knots.x.shape[-1] - 1, tail=self._tail)
+        splines.set_(*knots)
+        return splines
+
+    def _conditional_splines(self, rotation: np.ndarray | None) -> ConditionalSpline:
+        conditioning = self._conditioning()
+        if conditioning == "network":
+            return self.workers.from_leader(self._network_splines(rotation))
+        if conditioning == "classes":
+            weights = AnchorWeights(self._classes)
+        else:
+            _, _, conditions = self._sample("kernel")
+            weights = anchors_of_kernel(conditions.T, self.plan.train_rows, self._layer_seed())
+        sets = len(weights.anchors)
+        parts = self.workers.call("count_conditional", rotation, weights, sets)
+        counts = np.sum([part[0] for part in parts], 0)
+        low, high = np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts])
+        sums: Any = merge([part[3] for part in parts], self.plan.source.blocks)
+        rows = sums[0] ** 2 / np.maximum(sums[1], 1e-300) if conditioning == "kernel" else sums[0] / self.unit
+        check_classes(np.array(weights.anchors), rows)
+        bins = self.settings.bins if self.settings.bins != "auto" else automatic_bins(float(rows.min()))
+        each = [self._knots(binned_grid(count, low, high), float(number), bins=bins) for count, number in zip(counts, rows)]
+        splines = ConditionalSpline(self.plan.source.features, each[0].x.shape[-1] - 1, weights, sets, tail=self._tail)
+        splines.set_(each)
+        return splines
+
+    def _network_splines(self, rotation: np.ndarray | None) -> ConditionalSpline:
+        _, x, conditions = self._sample("network")
+        x = x if rotation is None else rotation @ x
+        coordinates = self._coordinates(rotation)
+        knots = self._knots(coordinates, min(one.total for one in coordinates) / self.unit)
+        return network_spline(x, conditions, knots, bins=knots.x.shape[-1] - 1, tail=self._tail, seed=self._layer_seed())
+
+    def _knots(self, coordinates: list[Binned], rows: float, *, bins: int | None = None) -> Knots:
+        settings = self.settings
+        if bins is None:
+            bins = automatic_bins(rows) if settings.bins == "auto" else settings.bins
+        bins = 1 if settings.marginal == "affine" else bins
+        alpha = settings.alpha[min(self.layers, 1)]
+        return fit_marginals(coordinates, rows=rows, bins=bins, marginal=settings.marginal, tail=settings.tail, alpha=alpha)
+
+    @property
+    def _tail(self) -> Tail:
+        return "pareto" if self.settings.tail == "pareto" else "straight"
+
+    def _kind(self, layer: int) -> RotationKind:
+        # With a condition the second layer is the first one that sees it, and looks along the columns too.
+        conditional = self.plan.source.condition_features > 0
+        return kind_of(self.settings.rotation, max(layer - conditional, 0), self.plan.source.features)
+
+    def _conditioning(self) -> Conditioning:
+        """What "auto" comes to: classes where there are few different conditions, else a kernel."""
+        wanted = self.settings.conditioning
+        if wanted in ("auto", "classes") and self._classes is None:
+            parts = self.workers.call("conditions", MOST_CLASSES)
+            merged = None if any(part is None for part in parts) else np.unique(np.concatenate(parts), axis=0)
+            self._classes = merged if merged is not None and len(merged) <= MOST_CLASSES else np.empty((0, 0), np.float32)
+        if wanted == "classes" and not len(self._classes):
+            raise ValueError(f"fit: conditioning='classes', but there are more than {MOST_CLASSES} different conditions; take 'kernel' or 'network'")
+        if wanted == "auto":
+            return "classes" if len(self._classes) else "kernel"
+        return wanted
+
+    def _sample(self, purpose: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers, values (D, m) and conditions (f, m) of some training rows, as they stand."""
+        size = SAMPLE[purpose] if purpose in SAMPLE else SAMPLED[purpose]
+        numbers = keyed.sample_rows(self.settings.seed, self.plan.source.rows, size, f"layer {self.layers}")
+        parts = [part for part in self.workers.call("rows", numbers) if len(part[0])]
+        numbers = np.concatenate([part[0] for part in parts])
+        training = is_training(self.plan, numbers)
+        values = np.concatenate([part[1] for part in parts], 1)[:, training]
+        if not self.plan.source.condition_features:
+            return numbers[training], values, np.empty((0, values.shape[1]), np.float32)
+        return numbers[training], values, np.concatenate([part[2] for part in parts], 1)[:, training]
 
     def replay(self, codecs: list[Any]) -> None:
         """Add a layer that was fitted before."""
@@ -99,14 +175,16 @@ class LayerwiseFit:
         """The flow of so many first layers."""
         # Copies, as the flow is its user's, in whatever precision.
         parts: list[Any] = [copy.deepcopy(part) for layer in self.codecs[: 1 + (self.layers if layers is None else layers)] for part in layer]
-        return Flow(Chain(parts), Normal(self.plan.source.features))
+        condition = self.plan.source.condition_features
+        return Flow(Chain(parts), Normal(self.plan.source.features), condition=condition if condition and self.layers > 0 else None)
 
     def _apply(self, added: list[Any], start: float, kind: str) -> None:
         # What is applied are the parameters as they are stored, in single precision.
-        knots = Knots(*(None if part is None else part.detach().contiguous() for part in added[-1].knots))
-        rotation = None if len(added) == 1 else _matrix(added[0], self.plan.source.features)
+        splines, rotation = added[-1], None if len(added) == 1 else _matrix(added[0], self.plan.source.features)
+        if isinstance(splines, MarginalSpline):
+            splines = Knots(*(None if part is None else part.detach().contiguous() for part in splines.knots))
         self.codecs.append(added)
-        sums = self.workers.call("apply", Layer(rotation, knots), covariance=self._wants_covariance(self.layers))
+        sums = self.workers.call("apply", Layer(rotation, splines), covariance=self._wants_covariance(self.layers))
         self._account(sums, start, kind)
 
     def _account(self, nodes: list[Any], start: float, kind: str) -> None:
@@ -126,30 +204,23 @@ class LayerwiseFit:
         self.history.append(row)
 
     def _wants_covariance(self, layer: int) -> bool:
-        return kind_of(self.settings.rotation, layer, self.plan.source.features) == "pca"
+        return self._kind(layer) == "pca"
 
     def _layer_seed(self) -> int:
         return int(keyed.uniform(self.settings.seed, np.array([self.layers]), 0, "rotation")[0] * 2**31)
 
-    def _matrix(self, kind: RotationKind) -> np.ndarray | None:
-        if kind == "none":
-            return None
-        sample = None
-        if kind in SAMPLE:
-            numbers = keyed.sample_rows(self.settings.seed, self.plan.source.rows, SAMPLE[kind], f"layer {self.layers}")
-            parts = self.workers.call("rows", numbers)
-            sample = np.concatenate([values for _, values, _ in parts], 1)[:, is_training(self.plan, numbers)]
+    def _matrix(self, kind: RotationKind) -> np.ndarray:
+        sample = self._sample(kind)[1] if kind in SAMPLE else None
         return matrix_of(kind, self.plan.source.features, seed=self._layer_seed(), covariance=self._covariance, sample=sample)
 
-    def _coordinates(self, matrix: np.ndarray | None) -> list[Binned]:
+    def _coordinates(self, rotation: np.ndarray | None) -> list[Binned]:
         if self.layers == 0:
             bins = self.settings.bins
             rows = self.plan.train_rows * (1 - self.plan.held_out)
             p = probabilities(rows, automatic_bins(rows) if bins == "auto" else bins, self.settings.marginal)
             return raw_coordinates(self.workers, self.plan.source.features, p)
-        rotation = None if matrix is None else matrix.astype(np.float32)
         parts = self.workers.call("count_grid", rotation)
-        counts = sum(part[0] for part in parts)
+        counts = np.sum([part[0] for part in parts], 0)
         return binned_grid(counts, np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts]))
 
 

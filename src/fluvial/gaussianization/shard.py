@@ -1,14 +1,14 @@
 """The share of the rows that one worker holds, and what it does with them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fluvial.codecs import Bijection
+from fluvial.codecs import AnchorWeights, Bijection, ConditionalSpline
 from fluvial.codecs.marginal_spline import Knots, spline_encode
 from fluvial.gaussianization import keyed
 from fluvial.gaussianization.kernel import Prepared, Tables, encode_, prepare, rotate
@@ -19,6 +19,8 @@ from fluvial.gaussianization.store import BlockStore, choose_store
 from fluvial.gaussianization.tree import TreeSum
 
 WEIGHT_STEPS = 2**31  # the largest weight, where weights are not whole numbers, in the integers that are summed in their place
+PART = 2**16  # parts of a row, in which rows are counted that belong to several sets of splines
+PIECE = 1024  # rows whose knots are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Plan:
         held_out: Share of the training rows that is held out for validation.
         seed: Of the choice of rows held out, and of dithering.
         engine: "compiled" or "eager", for every block of the fit.
-        memory: What one worker may take for its blocks, see `choose_store`.
+        memory: What one process may take, and of that a shard for its blocks, see `choose_store`.
         scratch: Folder of scratch files.
     """
 
@@ -49,11 +51,11 @@ class Layer(NamedTuple):
 
     Attributes:
         rotation: Orthogonal matrix, float32, shape (D, D), or None.
-        knots: Of the splines, float32.
+        splines: Their knots, float32, or the codec whose knots depend on the condition.
     """
 
     rotation: np.ndarray | None
-    knots: Knots
+    splines: Knots | ConditionalSpline
 
 
 class Survey(NamedTuple):
@@ -87,13 +89,14 @@ class Shard:
         self.plan = plan
         self.blocks = blocks
         self._store: BlockStore | None = None
+        self._stopped = False
 
     def survey(self, before: Bijection | None, sample: np.ndarray) -> Survey:
         """Extremes of the rows after a first map, and some of the raw rows themselves."""
         features = self.plan.source.features
         low, high = np.full(features, np.inf), np.full(features, -np.inf)
         largest, whole, rows, numbers = 0.0, True, [], []
-        for block in self.blocks:
+        for block in self._each():
             raw = self.plan.source.read_block(block)
             start = block * BLOCK
             here = sample[np.searchsorted(sample, start) : np.searchsorted(sample, start + len(raw.x))]
@@ -109,7 +112,7 @@ class Shard:
     def moments(self, before: Bijection | None, centre: np.ndarray, widths: np.ndarray) -> list[Any]:
         """Nodes of the sums of the training rows' weights and squared weights, of their distances to a centre, and of the squares of these."""
         total = TreeSum()
-        for block in self.blocks:
+        for block in self._each():
             raw = self.plan.source.read_block(block)
             x = _mapped(self._dithered(raw.x, block, widths), before)[0] - centre
             weight = np.where(self.is_training(block), 1.0 if raw.weight is None else raw.weight, 0.0)
@@ -130,7 +133,7 @@ class Shard:
             condition_features=source.condition_features,
             has_weight=source.has_weight,
         )
-        for block in self.blocks:
+        for block in self._each():
             raw = source.read_block(block)
             z, ladj = _mapped(self._dithered(raw.x, block, widths), before)
             store.write(block, np.ascontiguousarray(z.T, dtype=np.float32))
@@ -144,14 +147,14 @@ class Shard:
         """Training rows by the upper half of their keys, for some coordinates, int64, (columns, 65536)."""
         first = self._x(self.blocks[0])[columns] if len(self.blocks) else np.empty((columns.stop - columns.start, 0), np.float32)
         counts = np.zeros((len(first), 2**16), np.int64)
-        for block in self.blocks:
+        for block in self._each():
             key_histogram_(np.ascontiguousarray(self._x(block)[columns]), counts, self._training(block), engine=self.plan.engine)
         return counts
 
     def count_fine(self, columns: slice, selected: np.ndarray, slots: int) -> np.ndarray:
         """Training rows in the selected cells by the next eight bits of their keys, int64, (columns, slots, 256)."""
         counts = np.zeros((len(selected), slots, 256), np.int64)
-        for block in self.blocks:
+        for block in self._each():
             x = np.ascontiguousarray(self._x(block)[columns])
             refine_histogram_(x, selected, counts, self._training(block), engine=self.plan.engine)
         return counts
@@ -165,6 +168,36 @@ class Shard:
             low, high = np.minimum(low, x.min(1)), np.maximum(high, x.max(1))
         return counts, low, high
 
+    def count_conditional(self, rotation: np.ndarray | None, weights: nn.Module, sets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any]]:
+        """Like `count_grid`, for each of the sets that are averaged: rows count with the set's weight at their condition.
+
+        Returns:
+            Counts (sets, D, 4098) of 2⁻¹⁶ rows, extremes, and nodes of the sums of the sets' weights and their squares, (2, sets).
+        """
+        counts = np.zeros((sets, self.plan.source.features, BINS + 2), np.int64)
+        low, high = np.full(counts.shape[1], np.inf), np.full(counts.shape[1], -np.inf)
+        total = TreeSum()
+        for block, x in self._rotated(rotation):
+            with torch.no_grad():
+                share = weights(torch.from_numpy(np.ascontiguousarray(self._condition(block).T))).double().numpy().T
+            training = self._training(block)
+            number = np.rint(share * (PART if training is None else PART * training)).astype(np.int64)
+            for one, count in zip(number, counts):
+                histogram_(x, count, np.ascontiguousarray(one), engine=self.plan.engine)
+            low, high = np.minimum(low, x.min(1)), np.maximum(high, x.max(1))
+            part = number / PART
+            total.add(block, np.stack([part.sum(1), (part**2).sum(1)]))
+        return counts, low, high, total.nodes
+
+    def conditions(self, limit: int) -> np.ndarray | None:
+        """Different conditions of the rows, sorted, (m, f); None where there are more than a limit."""
+        found = np.empty((0, self.plan.source.condition_features), np.float32)
+        for block in self._each():
+            found = np.unique(np.concatenate([found, self._condition(block).T]), axis=0)
+            if len(found) > limit:
+                return None
+        return found
+
     def apply(self, layer: Layer, *, covariance: bool) -> list[Any]:
         """Send the blocks through a layer.
 
@@ -172,10 +205,10 @@ class Shard:
             Nodes of the sums over rows of weight, weight · NLL and weight · NLL², for training and validation, (2, 3); with ``covariance`` also of
             the first and second moments of the training rows.
         """
-        store, total, tables = self._stored(), TreeSum(), prepared(layer.knots)
+        store, total, bend_ = self._stored(), TreeSum(), bending(layer.splines, engine=self.plan.engine)
         for block, x in self._rotated(layer.rotation):
             ladj = store.read(block, "ladj")
-            transform_(x, layer.knots, tables, ladj, engine=self.plan.engine)
+            bend_(x, self._condition(block), ladj)
             store.write(block, x)
             store.write(block, ladj, "ladj")
             total.add(block, self._sums(block, x, ladj, covariance=covariance))
@@ -184,14 +217,14 @@ class Shard:
     def look(self, *, covariance: bool) -> list[Any]:
         """The sums of `apply`, without a layer."""
         total = TreeSum()
-        for block in self.blocks:
+        for block in self._each():
             total.add(block, self._sums(block, self._x(block), self._stored().read(block, "ladj"), covariance=covariance))
         return total.nodes
 
     def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Of the rows with these numbers (sorted) those that are here, as they stand: numbers (m,), values (D, m), conditions (f, m) or None."""
         found, values, conditions = [], [], []
-        for block in self.blocks:
+        for block in self._each():
             first, last = np.searchsorted(numbers, [block * BLOCK, (block + 1) * BLOCK])
             if last > first:
                 here = numbers[first:last] - block * BLOCK
@@ -203,6 +236,10 @@ class Shard:
             return np.empty(0, np.int64), np.empty((self.plan.source.features, 0), np.float32), None
         return np.concatenate(found), np.concatenate(values, 1), np.concatenate(conditions, 1) if conditions else None
 
+    def stop(self) -> None:
+        """End a pass that is under way in another thread, after its present block."""
+        self._stopped = True
+
     def close(self) -> None:
         """Free the blocks."""
         if self._store is not None:
@@ -213,6 +250,13 @@ class Shard:
         """Which rows of a block are for training, shape (n,), bool."""
         return is_training(self.plan, np.arange(block * BLOCK, min((block + 1) * BLOCK, self.plan.source.rows)))
 
+    def _each(self) -> Iterator[int]:
+        """The numbers of the blocks, as long as nobody stops."""
+        for block in self.blocks:
+            if self._stopped:
+                raise RuntimeError("Shard: stopped")
+            yield block
+
     def _stored(self) -> BlockStore:
         if self._store is None:
             raise RuntimeError("Shard: load comes first")
@@ -220,6 +264,12 @@ class Shard:
 
     def _x(self, block: int) -> np.ndarray:
         return self._stored().read(block)
+
+    def _condition(self, block: int) -> np.ndarray:
+        """Conditions of a block, (f, n)."""
+        if self.plan.source.condition_features:
+            return self._stored().read(block, "condition")
+        return np.empty((0, self._x(block).shape[1]), np.float32)
 
     def _training(self, block: int) -> np.ndarray | None:
         """How often every row counts in training; None where all do, and do so once."""
@@ -231,7 +281,7 @@ class Shard:
 
     def _rotated(self, rotation: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:
         """Block numbers and rotated blocks, which are the caller's."""
-        for block in self.blocks:
+        for block in self._each():
             x = self._x(block)
             yield block, x.copy() if rotation is None else rotate(rotation, x, np.empty_like(x))
 
@@ -259,6 +309,43 @@ class Shard:
 def is_training(plan: Plan, numbers: np.ndarray) -> np.ndarray:
     """Which of the rows with these numbers are for training, bool."""
     return (numbers < plan.train_rows) & ~keyed.chosen(plan.seed, numbers, plan.held_out, "validation")
+
+
+def bending(splines: Knots | ConditionalSpline, *, engine: Engine) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """What sends a block x (D, n) with conditions c (f, n) through splines in place, and adds the logarithms of their slopes to ladj (n,)."""
+    if not isinstance(splines, ConditionalSpline):
+        tables = prepared(splines)
+        return lambda x, c, ladj: transform_(x, splines, tables, ladj, engine=engine)
+    if isinstance(splines.weights, AnchorWeights) and splines.weights.bandwidth == 0:
+        return _by_class(splines, engine)
+
+    def bend_(x: np.ndarray, c: np.ndarray, ladj: np.ndarray) -> None:
+        # Knots for every row take room; the pieces are the same whatever the workers.
+        for start in range(0, x.shape[1], PIECE):
+            rows = slice(start, start + PIECE)
+            with torch.no_grad():
+                z, added = splines.encode_ladj(*(torch.from_numpy(np.ascontiguousarray(part[:, rows].T)) for part in (x, c)))
+            x[:, rows] = z.numpy().T
+            ladj[rows] += added.double().numpy()
+
+    return bend_
+
+
+def _by_class(splines: ConditionalSpline, engine: Engine) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """Rows of one class after those of another, each through splines of its own."""
+    sets = [Knots(*(None if part is None else part.detach().contiguous() for part in splines.knots_of(k))) for k in range(splines.sets)]
+    tables = [prepared(knots) for knots in sets]
+
+    def bend_(x: np.ndarray, c: np.ndarray, ladj: np.ndarray) -> None:
+        chosen = splines.weights(torch.from_numpy(np.ascontiguousarray(c.T))).argmax(-1).numpy()
+        for k in np.unique(chosen):
+            rows = np.flatnonzero(chosen == k)
+            part, added = np.ascontiguousarray(x[:, rows]), np.zeros(len(rows))
+            transform_(part, sets[k], tables[k], added, engine=engine)
+            x[:, rows] = part
+            ladj[rows] += added
+
+    return bend_
 
 
 def prepared(knots: Knots) -> Prepared:

@@ -1,21 +1,39 @@
 """Who works on the rows: threads of this process, or the processes of a group."""
 
-from collections.abc import Callable
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import pickle
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+
 from fluvial.gaussianization.shard import Plan, Shard
+from fluvial.gaussianization.sources import RowSource
+from fluvial.gaussianization.store import available_memory, parse_size
+
+_COMPARED = 1000  # rows by which processes know that they hold the same data
 
 
 class Workers(Protocol):
     """All shards of the data. Every method of `Shard` is called on all of them at once."""
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """What the method returns on every shard, in the order of their blocks."""
+        """What the method returns on every shard, in the order of their blocks. What it raises on one is raised in every process."""
         ...
 
-    def agree(self, value: Any) -> list[Any]:
-        """The values of all processes."""
+    def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
+        """The sum over all shards of the whole numbers that the method returns."""
+        ...
+
+    def jointly(self, work: Callable[[], Any]) -> list[Any]:
+        """What the function returns in every process that runs the fit, the leading one first. What it raises in one is raised in all."""
         ...
 
     def from_leader(self, value: Any) -> Any:
@@ -38,7 +56,7 @@ class LocalWorkers:
     The matrix library keeps to one thread in each, so that its results do not depend on their number.
 
     Args:
-        plan: Of the fit.
+        plan: Of the fit; its memory is that of all threads together.
         threads: How many.
         blocks: The blocks to share among them; default all.
     """
@@ -46,46 +64,59 @@ class LocalWorkers:
     leads = True
 
     def __init__(self, plan: Plan, *, threads: int = 1, blocks: range | None = None) -> None:
-        from threadpoolctl import threadpool_limits
-
         blocks = range(plan.source.blocks) if blocks is None else blocks
         threads = max(1, min(threads, len(blocks)))
-        self.shards = [Shard(plan, part) for part in shares(blocks, threads)]
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._limits = threadpool_limits(1)
+        memory = available_memory() if plan.memory is None else parse_size(plan.memory)
+        plan = dataclasses.replace(plan, memory=max(1, memory // threads))
+        # A reader of its own for each: they are at different places of a file.
+        self.shards = [Shard(dataclasses.replace(plan, source=reader_of(plan.source)), part) for part in shares(blocks, threads)]
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(single_threaded())
+        self._pool = ThreadPoolExecutor(threads, "fluvial", torch.set_num_threads, (1,)) if threads > 1 else None
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """What the method returns on every shard."""
+        return list(self._results(method, args, kwargs))
 
+    def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
+        """The sum over all shards."""
+        return _summed(self._results(method, args, kwargs))
+
+    def _results(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
         def one(shard: Shard) -> Any:
             return getattr(shard, method)(*args, **kwargs)
 
-        run: Callable[..., Any] = map if self._pool is None else self._pool.map
-        return list(run(one, self.shards))
+        return map(one, self.shards) if self._pool is None else self._pool.map(one, self.shards)
 
-    def agree(self, value: Any) -> list[Any]:
-        """The value."""
-        return [value]
+    def jointly(self, work: Callable[[], Any]) -> list[Any]:
+        """What the function returns."""
+        return [work()]
 
     def from_leader(self, value: Any) -> Any:
         """The value."""
         return value
 
     def close(self) -> None:
-        """Free the blocks and the threads."""
-        for shard in self.shards:
-            shard.close()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._limits.restore_original_limits()
+        """Free the blocks and the threads; a pass that is under way ends with its present block."""
+        with self._open:
+            for shard in self.shards:
+                shard.stop()
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+            for shard in self.shards:
+                shard.close()
 
 
 class GroupWorkers:
     """The processes of torch's process group, each with a share of the blocks. All of them run the same fit.
 
     Args:
-        plan: Of the fit; every process opens the same rows.
+        plan: Of the fit; every process opens the same rows. Its memory is that of each process.
         threads: In each process.
+
+    Raises:
+        ValueError: If the group is of a kind that cannot exchange arrays in main memory, or the processes do not hold the same rows, or only some of
+            them have numba.
     """
 
     def __init__(self, plan: Plan, *, threads: int = 1) -> None:
@@ -94,26 +125,28 @@ class GroupWorkers:
         self._dist = dist
         rank, size = dist.get_rank(), dist.get_world_size()
         self.leads = rank == 0
-        self._local = LocalWorkers(plan, threads=threads, blocks=shares(range(plan.source.blocks), size)[rank])
+        _refuse_differences(self.jointly(lambda: _outline(plan)))
+        if plan.memory is None:
+            hosts = self.jointly(platform.node)
+            plan = dataclasses.replace(plan, memory=max(1, available_memory() // hosts.count(platform.node())))
+        blocks = shares(range(plan.source.blocks), size)[rank]
+        self._local = self.jointly(lambda: _Unsent(LocalWorkers(plan, threads=threads, blocks=blocks)))[rank].value
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """What the method returns on every shard of all processes."""
-        gathered: list[Any] = [None] * self._dist.get_world_size()
-        try:
-            mine: Any = self._local.call(method, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the others wait for an answer, and must learn of it
-            mine = error
-        self._dist.all_gather_object(gathered, mine)
-        for part in gathered:
-            if isinstance(part, Exception):
-                raise part
-        return [result for part in gathered for result in part]
+        return [result for part in self.jointly(lambda: self._local.call(method, *args, **kwargs)) for result in part]
 
-    def agree(self, value: Any) -> list[Any]:
-        """The values of all processes."""
-        gathered: list[Any] = [None] * self._dist.get_world_size()
-        self._dist.all_gather_object(gathered, value)
-        return gathered
+    def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
+        """The sum over all shards of all processes."""
+        found: list[np.ndarray] = []
+        self.jointly(lambda: found.append(self._local.total(method, *args, **kwargs)))
+        # A sum of whole numbers is the same in any order, and needs no list of everyone's.
+        self._dist.all_reduce(torch.from_numpy(found[0]))
+        return found[0]
+
+    def jointly(self, work: Callable[[], Any]) -> list[Any]:
+        """What the function returns in every process."""
+        return jointly(work)
 
     def from_leader(self, value: Any) -> Any:
         """The value of the first process."""
@@ -126,7 +159,145 @@ class GroupWorkers:
         self._local.close()
 
 
+def in_group() -> bool:
+    """Whether this process belongs to a group of torch's."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def jointly(work: Callable[[], Any]) -> list[Any]:
+    """What the function returns in every process of the group; alone where there is none.
+
+    What it raises in one of them is raised in all, so that none waits for an answer that never comes.
+
+    Raises:
+        ValueError: If the group cannot exchange what is in main memory.
+    """
+    if not in_group():
+        return [work()]
+    import torch.distributed as dist
+
+    if dist.get_backend() not in ("gloo", "mpi") and "cpu:" not in dist.get_backend():
+        raise ValueError(
+            f"fit: the process group has the backend {dist.get_backend()!r}, which exchanges nothing in main memory; "
+            "use init_process_group('gloo') or 'cpu:gloo,cuda:nccl'"
+        )
+    gathered: list[Any] = [None] * dist.get_world_size()
+    try:
+        mine: Any = work()
+    except Exception as error:  # noqa: BLE001 - the others wait for an answer, and must learn of it
+        mine = _Failure(_sendable(error), dist.get_rank())
+    dist.all_gather_object(gathered, mine)
+    for part in gathered:
+        if isinstance(part, _Failure):
+            if part.rank != dist.get_rank():
+                part.error.add_note(f"in process {part.rank} of {len(gathered)}")
+            raise part.error
+    if isinstance(mine, _Unsent):
+        gathered[dist.get_rank()] = mine
+    return gathered
+
+
+@dataclasses.dataclass
+class _Failure:
+    error: Exception
+    rank: int
+
+
+class _Unsent:
+    """What stays in its process."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return _Unsent, (None,)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where it does not survive the journey to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - errors of any library, whose constructors may raise whatever they like
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _outline(plan: Plan) -> dict[str, Any]:
+    """What must be the same in all processes."""
+    source = plan.source
+    digest = hashlib.sha256()
+    for part in source.read(0, min(_COMPARED, source.rows)):
+        if part is not None:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return {
+        "rows": source.rows,
+        "columns": source.features,
+        "columns of the condition": source.condition_features,
+        "weights": source.has_weight,
+        "training rows": plan.train_rows,
+        "validation": plan.held_out,
+        "seed": plan.seed,
+        "engine": plan.engine,
+        "first rows": digest.hexdigest()[:16],
+    }
+
+
+def _refuse_differences(outlines: list[dict[str, Any]]) -> None:
+    for rank, outline in enumerate(outlines):
+        for name, value in outline.items():
+            if value != outlines[0][name]:
+                mend = "install numba in all environments or in none" if name == "engine" else "every process must be given all the data"
+                raise ValueError(f"fit: {name} is {outlines[0][name]} in process 0 and {value} in process {rank}; {mend}")
+
+
 def shares(blocks: range, workers: int) -> list[range]:
     """The blocks in as many consecutive parts of nearly equal length; some empty where there are fewer blocks."""
     bounds = [len(blocks) * k // workers for k in range(workers + 1)]
     return [blocks[start:stop] for start, stop in zip(bounds, bounds[1:])]
+
+
+def reader_of(source: RowSource) -> RowSource:
+    """Another reader of the same rows, with a place of its own in files; arrays are shared."""
+    reader = copy.copy(source)
+    for name, value in vars(source).items():
+        if isinstance(value, RowSource):
+            setattr(reader, name, reader_of(value))
+    return reader
+
+
+_limiting = threading.Lock()
+_limited = [0]
+_limits: list[Any] = []
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """While entered, NumPy's and torch's matrix products use one thread, whose result does not depend on the machine's number of cores.
+
+    NumPy's limit is one of the process, and ends with the last of several contexts that overlap; torch's is one of the thread that enters.
+    """
+    import scipy.linalg  # noqa: F401 - only libraries that are loaded can be limited, and scipy has one of its own
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with _limiting:
+        _limits.append(threadpool_limits(1))
+        _limited[0] += 1
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _limiting:
+            _limited[0] -= 1
+            while not _limited[0] and _limits:
+                _limits.pop().restore_original_limits()
+        torch.set_num_threads(before)
+
+
+def _summed(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Their sum, held once."""
+    parts = iter(parts)
+    total = next(parts)
+    for part in parts:
+        total += part
+    return total
