@@ -43,10 +43,40 @@ _HOMES = {
     "load": "fluvial.io",
     "check": "fluvial.check",
 }
-_ROOMS = ("bases", "codecs", "data", "energies", "flows", "interop", "manifolds", "metrics", "nn", "objectives", "report", "testing", "volume")
+_ROOMS = (
+    "bases",
+    "codecs",
+    "data",
+    "energies",
+    "flows",
+    "gaussianization",
+    "interop",
+    "manifolds",
+    "metrics",
+    "nn",
+    "objectives",
+    "report",
+    "testing",
+    "volume",
+)
 
 if TYPE_CHECKING:
-    from fluvial import bases, codecs, data, energies, flows, interop, manifolds, metrics, nn, objectives, report, testing, volume
+    from fluvial import (
+        bases,
+        codecs,
+        data,
+        energies,
+        flows,
+        gaussianization,
+        interop,
+        manifolds,
+        metrics,
+        nn,
+        objectives,
+        report,
+        testing,
+        volume,
+    )
     from fluvial.check import check
     from fluvial.codecs import Bijection, Chain, Codec, FreeForm, Inverse
     from fluvial.data import Dataset, DataSpec

@@ -1,1 +1,34 @@
 """Flows fitted layer by layer without backpropagation, and the theory that says how many layers."""
+
+from fluvial.gaussianization.fit import fit
+from fluvial.gaussianization.joint_scales import tune_jointly
+from fluvial.gaussianization.predict import LayerPrediction, predict_layers
+from fluvial.gaussianization.scaling import Scaling, ScalingCurve, gaussian_scaling
+from fluvial.gaussianization.theory import (
+    asymptotic_layers,
+    expected_reduction,
+    gaussian_loss,
+    layer_covariance,
+    layer_reduction,
+    minimum_layers,
+    reduction_series,
+    simulate_losses,
+)
+
+__all__ = [
+    "LayerPrediction",
+    "Scaling",
+    "ScalingCurve",
+    "asymptotic_layers",
+    "expected_reduction",
+    "fit",
+    "gaussian_loss",
+    "gaussian_scaling",
+    "layer_covariance",
+    "layer_reduction",
+    "minimum_layers",
+    "predict_layers",
+    "reduction_series",
+    "simulate_losses",
+    "tune_jointly",
+]

@@ -57,7 +57,7 @@ def anchors_of_kernel(conditions: np.ndarray, rows: float, seed: int) -> AnchorW
 
 
 def network_spline(
-    x: np.ndarray, conditions: np.ndarray, start: Knots, *, bins: int, tail: str, seed: int, sets: int = 8, steps: int = 300
+    x: np.ndarray, conditions: np.ndarray, start: Knots, *, bins: int, tail: str, seed: int, sets: int = 8, steps: int = 150
 ) -> ConditionalSpline:
     """Splines whose average is weighted by a network of the condition, both trained on the NLL of this layer alone.
 
@@ -85,7 +85,7 @@ def network_spline(
     optimizer = torch.optim.Adam([parameter for parameter in splines.parameters() if parameter.requires_grad], lr=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
     for _ in range(steps):
-        chosen = torch.randint(len(rows), (min(1024, len(rows)),), generator=generator)
+        chosen = torch.randint(len(rows), (min(512, len(rows)),), generator=generator)
         z, ladj = splines.encode_ladj(rows[chosen], c[chosen])
         loss = (0.5 * z.square().sum(-1) - ladj).mean()
         optimizer.zero_grad()
