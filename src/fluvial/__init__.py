@@ -56,6 +56,7 @@ _ROOMS = (
     "nn",
     "objectives",
     "report",
+    "sklearn",
     "testing",
     "volume",
 )
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         nn,
         objectives,
         report,
+        sklearn,
         testing,
         volume,
     )

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from fluvial.codecs.bins import is_mapped
 from fluvial.codecs.codec import Bijection
-from fluvial.codecs.rational_quadratic import rational_root
 from fluvial.codecs.transformer import held
 from fluvial.conditions import Condition
 from fluvial.manifolds import Euclidean
@@ -182,7 +181,7 @@ def spline_decode(z: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     inner = z.clamp(knots.y[..., :1], knots.y[..., -1:])
     mean_slope = height / width
     a, b = a / mean_slope, b / mean_slope
-    xi = rational_root(a, b, held((inner - bottom) / height, 0, 1))
+    xi = _root(a, b, held((inner - bottom) / height, 0, 1))
     x, log_slope = torch.addcmul(left, width, xi), -torch.log(mean_slope * _quotient(a, b, xi)[1])
     return _with_tails(z, x, log_slope, knots, decode=True)
 
@@ -190,7 +189,7 @@ def spline_decode(z: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
 def _place(t: Tensor, knots: Tensor) -> Tensor:
     """In which bin every point lies; points beyond the outer knots belong to the bin next to them."""
     inner, t = knots[..., 1:-1].detach(), t.detach()
-    if is_mapped(t) or is_mapped(inner):  # torch.searchsorted warns there, whatever the order in memory
+    if not torch.compiler.is_compiling() and (is_mapped(t) or is_mapped(inner)):  # torch.searchsorted warns there, whatever the order in memory
         return (t.unsqueeze(-1) >= inner.unsqueeze(-2)).sum(-1)
     return torch.searchsorted(inner.contiguous(), t.contiguous(), right=True)
 
@@ -210,6 +209,15 @@ def _quotient(a: Tensor, b: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
     denominator = (a + b - 2) * eta + 1
     numerator = torch.addcmul(b * square, a, rest * rest).add(eta, alpha=2)
     return torch.addcmul(square, a, eta) / denominator, numerator / (denominator * denominator)
+
+
+def _root(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
+    """Where the rational quadratic from 0 to 1 with slopes a and b at its ends takes the value τ, to all digits however large the slopes are."""
+    rest = 1 - tau
+    middle, square = a * rest - b * tau, 4 * tau * rest
+    size = middle.abs() + torch.sqrt(middle * middle + square)
+    # ξ = 2τ/(2τ + m + √(m² + 4τ(1 − τ))) with m = a(1 − τ) − bτ; where m < 0, in the form in which nothing cancels.
+    return 2 * tau / (2 * tau + torch.where(middle >= 0, size, square / size))
 
 
 def _with_tails(t: Tensor, inner: Tensor, log_slope: Tensor, knots: Knots, *, decode: bool) -> tuple[Tensor, Tensor]:

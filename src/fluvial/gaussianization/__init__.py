@@ -1,5 +1,6 @@
 """Flows fitted layer by layer without backpropagation, and the theory that says how many layers."""
 
+from fluvial.gaussianization.export import export_numpy
 from fluvial.gaussianization.fit import fit
 from fluvial.gaussianization.joint_scales import tune_jointly
 from fluvial.gaussianization.predict import LayerPrediction, predict_layers
@@ -21,6 +22,7 @@ __all__ = [
     "ScalingCurve",
     "asymptotic_layers",
     "expected_reduction",
+    "export_numpy",
     "fit",
     "gaussian_loss",
     "gaussian_scaling",

@@ -57,7 +57,7 @@ def anchors_of_kernel(conditions: np.ndarray, rows: float, seed: int) -> AnchorW
 
 
 def network_spline(
-    x: np.ndarray, conditions: np.ndarray, start: Knots, *, bins: int, tail: str, seed: int, sets: int = 8, steps: int = 150
+    x: np.ndarray, conditions: np.ndarray, start: Knots, *, bins: int, tail: str, seed: int, sets: int = 16, steps: int = 300
 ) -> ConditionalSpline:
     """Splines whose average is weighted by a network of the condition, both trained on the NLL of this layer alone.
 

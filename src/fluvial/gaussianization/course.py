@@ -49,11 +49,14 @@ class Course:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Keep the folder for this fit; only the process that leads writes."""
-        if self.directory is None or not self.fitting.workers.leads:
-            yield
-            return
-        with locked(self.directory):
-            self._folder = Folder(self.directory, model=True)
+        with contextlib.ExitStack() as held:
+
+            def enter() -> None:
+                if self.directory is not None and self.fitting.workers.leads:
+                    held.enter_context(locked(self.directory))
+                    self._folder = Folder(self.directory, model=True)
+
+            self.fitting.workers.jointly(enter)
             yield
 
     def run(self, *, resume: bool, shown: bool) -> Flow:
@@ -69,9 +72,7 @@ class Course:
                     row = fitting.history[-1]
                     if self._improves(row):
                         self.best = fitting.layers
-                    self._write(row)
-                    if self.on_layer is not None:
-                        self.on_layer(row)
+                    fitting.workers.jointly(lambda: self._note(fitting.history[-1]))
                     figures = {name: row[name] for name in ("nll", "nll_error", "train_nll") if name in row}
                     best = {"monitor": fitting.history[self.best].get("nll", row["train_nll"]), "step": self.best}
                     screen.update(fitting.layers, min(fitting.layers / settings.max_layers, 1.0), row["train_nll"], figures, best)
@@ -84,7 +85,7 @@ class Course:
     def _ended(self, interruption: Interruption) -> bool:
         settings, layers = self.fitting.settings, self.fitting.layers
         # All processes of a group must come to the same decision.
-        if any(self.fitting.workers.agree(interruption.requested)):
+        if any(self.fitting.workers.jointly(lambda: interruption.requested)):
             self.stopped = "interrupted"
         elif layers >= settings.max_layers:
             self.stopped = "max_layers"
@@ -115,6 +116,11 @@ class Course:
             "extremes of the data": self.extent,
         }
 
+    def _note(self, row: Row) -> None:
+        self._write(row)
+        if self.on_layer is not None:
+            self.on_layer(row)
+
     def _write(self, row: Row) -> None:
         if self._folder is None:
             return
@@ -133,11 +139,8 @@ class Course:
 
     def _replay(self, *, resume: bool) -> None:
         """The layers of an interrupted fit, if it is to be gone on with, or a first look at the rows."""
-        state = self._folder.read() if self._folder is not None and resume else None
-        state = self.fitting.workers.from_leader(state)
+        state = self.fitting.workers.jointly(lambda: self._found(resume=resume))[0]
         if state is None:
-            if self._folder is not None:
-                self._folder.clear()
             self.fitting.begin()
             return
         path = self.directory or Path()
@@ -157,5 +160,13 @@ class Course:
         for row in state["history"][1:]:
             if self._improves(row):
                 self.best = row["layer"]
-        if self._folder is not None:
-            self._folder.rewrite(state["history"][1:])
+        self.fitting.workers.jointly(lambda: self._folder and self._folder.rewrite(state["history"][1:]))
+
+    def _found(self, *, resume: bool) -> dict[str, Any] | None:
+        """The checkpoint, where there is one to go on from; otherwise an empty folder."""
+        if self._folder is None:
+            return None
+        state = self._folder.read() if resume else None
+        if state is None:
+            self._folder.clear()
+        return state

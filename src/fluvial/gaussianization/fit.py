@@ -1,5 +1,6 @@
 """Fit a flow layer by layer, without a gradient."""
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -23,7 +24,7 @@ from fluvial.gaussianization.rotations import RotationKind, kind_of
 from fluvial.gaussianization.shard import WEIGHT_STEPS, Plan
 from fluvial.gaussianization.sources import Appended, RowSource, open_rows
 from fluvial.gaussianization.tree import merge
-from fluvial.gaussianization.workers import GroupWorkers, LocalWorkers, Workers
+from fluvial.gaussianization.workers import GroupWorkers, LocalWorkers, Workers, in_group, single_threaded, together
 from fluvial.training.history import Row
 
 Limit = float | None
@@ -55,6 +56,7 @@ def fit(
     memory: int | str | None = None,
     scratch: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    client: Any = None,
     directory: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_layer: Callable[[Row], None] | None = None,
@@ -91,9 +93,11 @@ def fit(
             (weights from a network that is trained in every layer), "auto" (the first where it can be, else the second).
         train_rotations: Make the rotations trainable ones, for `fluvial.fit`.
         seed: Of rows held out, rotations and dithering.
-        memory: What may be taken for the rows, as bytes or "500M": beyond it they are kept in a scratch file.
+        memory: What each process may take, as bytes or "500M": beyond half of it the rows are kept in a scratch file.
         scratch: Folder for that; default the system's.
-        threads: How many work; default those of torch.
+        threads: How many work in each process; default those of torch.
+        client: Dask's, whose workers do the work, or "local" for a cluster on this machine. Without it, and in a process group of torch (torchrun),
+            the processes of the group do.
         directory: Folder for checkpoint.pt, history.jsonl and model.safetensors after every layer.
         resume: Go on from the last layer there.
         on_layer: Called after every layer with its row of the history: layer, rotation, nll and train_nll in nats with their errors, seconds.
@@ -131,20 +135,17 @@ def fit(
         seed=seed,
     )
     _check(settings)
-    source = open_rows(data, columns=columns, condition=condition, weight=weight)
-    plan = _plan(source, validation, seed, {"columns": columns, "condition": condition, "weight": weight})
+    wishes: dict[str, Any] = {"columns": columns, "condition": condition, "weight": weight}
+    plan = together(lambda: _plan(open_rows(data, **wishes), validation, seed, wishes))
     plan = dataclasses.replace(plan, memory=memory, scratch=None if scratch is None else os.fspath(scratch))
-    workers = _workers(plan, threads)
-    try:
+    with contextlib.closing(_workers(plan, threads, client)) as workers, single_threaded():
         widths = _widths(workers, plan, dither)
         before, scale, unit, extent = _first_maps(workers, plan, widths, bounds, bounded=tail == "bounded")
         fitting = LayerwiseFit(workers, plan, before, settings, unit=unit)
-        course = Course(fitting, _spec(source, widths), None if directory is None else Path(directory), extent, on_layer)
+        course = Course(fitting, _spec(plan.source, widths), None if directory is None else Path(directory), extent, on_layer)
         with course.opened():
             workers.call("load", before, widths, scale)
             return course.run(resume=resume, shown=progress and workers.leads)
-    finally:
-        workers.close()
 
 
 def _check(settings: Settings) -> None:
@@ -177,11 +178,15 @@ def _plan(source: RowSource, validation: Any, seed: int, wishes: dict[str, Any])
     return Plan(source, train_rows, float(share), seed, choose_engine(source.rows, source.features))
 
 
-def _workers(plan: Plan, threads: int | None) -> Workers:
+def _workers(plan: Plan, threads: int | None, client: Any) -> Workers:
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"fit: threads must be positive, got {threads}")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if client is not None:
+        from fluvial.gaussianization.dask_workers import DaskWorkers
+
+        return DaskWorkers(plan, client, threads=threads)
+    if in_group():
         return GroupWorkers(plan, threads=threads)
     return LocalWorkers(plan, threads=threads)
 

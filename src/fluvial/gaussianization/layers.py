@@ -87,7 +87,8 @@ class LayerwiseFit:
         # The first layer only brings the coordinates to a known range.
         conditional = self.plan.source.condition_features > 0 and self.layers > 0
         added.append(self._conditional_splines(rotation) if conditional else self._splines(rotation))
-        self._apply(added, start, kind)
+        # Of one process, so that all apply the same even where their processors round differently.
+        self._apply(self.workers.from_leader(added), start, kind)
 
     def _splines(self, rotation: np.ndarray | None) -> MarginalSpline:
         coordinates = self._coordinates(rotation)
@@ -131,11 +132,16 @@ class LayerwiseFit:
             bins = automatic_bins(rows) if settings.bins == "auto" else settings.bins
         bins = 1 if settings.marginal == "affine" else bins
         alpha = settings.alpha[min(self.layers, 1)]
-        return fit_marginals(coordinates, rows=rows, bins=bins, marginal=settings.marginal, tail=settings.tail, alpha=alpha)
+        return fit_marginals(coordinates, rows=rows, bins=bins, marginal=settings.marginal, tail=self._tail_kind, alpha=alpha)
 
     @property
     def _tail(self) -> Tail:
-        return "pareto" if self.settings.tail == "pareto" else "straight"
+        return "pareto" if self._tail_kind == "pareto" else "straight"
+
+    @property
+    def _tail_kind(self) -> TailKind:
+        # The tails of the data end in the first layer. Others after it would have to be undone one inside the other, and sampling overflow.
+        return self.settings.tail if self.layers == 0 else "gaussian"
 
     def _kind(self, layer: int) -> RotationKind:
         # With a condition the second layer is the first one that sees it, and looks along the columns too.
@@ -190,7 +196,7 @@ class LayerwiseFit:
     def _account(self, nodes: list[Any], start: float, kind: str) -> None:
         sums = merge(nodes, self.plan.source.blocks)
         row: Row = {"layer": self.layers, "step": self.layers, "rotation": kind}
-        for name, (weight, first, second), weight2 in zip(("train_nll", "nll"), sums["nll"], sums["weight2"]):
+        for name, (weight, first, second), weight2 in zip(("train_nll", "nll"), sums["nll"].tolist(), sums["weight2"].tolist()):
             if weight > 0:
                 mean = first / weight
                 row[name] = mean

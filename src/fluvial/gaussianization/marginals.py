@@ -15,9 +15,12 @@ TailKind = Literal["pareto", "gaussian"]
 
 _EDGE_ROWS = 5  # beyond either outer knot there are as many rows
 _INNERMOST = 1.0  # the outer knots lie at least so many standard deviations out, however few rows there are
+_AFFINE_REACH = 8.0  # of the knots of a straight line, in standard deviations
 _POINTS = 1024  # that stand for a coordinate where its density is smoothed
 _NARROWEST = 1e-4  # width of a bin, in units of the mean one
 _TAIL_SHRINK = 0.3  # of a tail's scale towards that of the whole coordinate, as exponents
+_TAIL = 0.05  # of the rows on either side tell the shape of a Pareto tail
+_SHAPES = 1e-3, 0.95  # of Pareto tails, smallest and largest
 _PRIOR_SHAPE, _PRIOR_ROWS = 0.05, 20.0  # the shape of a Pareto tail that so many rows would have to outweigh
 
 
@@ -49,9 +52,12 @@ def fit_marginals(
     r"""The splines of a layer, float64.
 
     Knots lie where the distribution function of a coordinate, or a smoothed one, takes the values Φ(y) of equally spaced y. The slopes there are
-    those of a parabola through a knot and its neighbours. A tail's slope makes the mean excess beyond the outer knot that of a normal
-    distribution; a Pareto tail takes its shape from the mean and the mean square of the excess. Everything is then shrunk by α towards the
-    map (x − mean)/s.d.: many small steps generalise better than one.
+    those of a parabola through a knot and its neighbours. A straight tail's slope makes the mean excess beyond the outer knot that of a normal
+    distribution; a Pareto tail takes its shape from probability-weighted moments of the outermost twentieth of the rows, its scale from these and
+    from the rows beyond the knot. Everything is then shrunk by α towards the map (x − mean)/s.d.: many small steps generalise better than one.
+
+    References:
+        Hosking, Wallis (1987), "Parameter and quantile estimation for the generalized Pareto distribution", Technometrics 29.
 
     Args:
         coordinates: Counts of every coordinate.
@@ -73,9 +79,9 @@ def fit_marginals(
 
 def _fit_one(one: Binned, *, rows: float, bins: int, marginal: Marginal, tail: TailKind, alpha: float) -> tuple[np.ndarray, ...]:
     mean, sd = one.moments()
-    if marginal == "affine":
+    if marginal == "affine" or alpha == 1:
         # The straight line; knots only say where its two ends are.
-        y = np.linspace(-1.0, 1.0, bins + 1)
+        y = np.linspace(-_AFFINE_REACH, _AFFINE_REACH, bins + 1)
         return mean + sd * y, y, np.full(bins + 1, 1 / sd), np.full(2, _PRIOR_SHAPE)
     y = knot_heights(rows, bins)
     x = _spread(_quantiles(one, y, rows, marginal))
@@ -83,29 +89,41 @@ def _fit_one(one: Binned, *, rows: float, bins: int, marginal: Marginal, tail: T
     slope = np.empty(bins + 1)
     # Of the parabola through three knots.
     slope[1:-1] = (slopes[:-1] * steps[1:] + slopes[1:] * steps[:-1]) / (steps[1:] + steps[:-1])
-    excess = one.excess(x[0], x[-1])
-    expected = _normal_excess(float(y[-1]))
-    # Straight tails match the mean excess of a normal distribution; of Pareto ones it depends on the shape as well.
-    excess[:, 0] *= rows / one.total
-    shape = np.array([_shape(*side) for side in excess])
-    for end, side in ((0, 0), (-1, 1)):
-        found = excess[side, 1] if excess[side, 0] >= 1 else expected * sd
-        matched = expected / found if tail == "gaussian" else 1 / (_hazard(float(y[-1])) * found * (1 - shape[side]))
-        slope[end] = math.exp((1 - _TAIL_SHRINK) * math.log(matched) - _TAIL_SHRINK * math.log(sd))
-    y = (1 - alpha) * y + alpha * (x - mean) / sd
+    slope[[0, -1]], shape = _tails(one, x, float(y[-1]), sd=sd, rows=rows, tail=tail)
+    y = _spread((1 - alpha) * y + alpha * (x - mean) / sd)
     return x, y, (1 - alpha) * slope + alpha / sd, shape
+
+
+def _tails(one: Binned, x: np.ndarray, end: float, *, sd: float, rows: float, tail: TailKind) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes at the outer knots, which lie at ±end in z, and the shapes of Pareto tails, (2,) each."""
+    expected = _hazard(end) - end  # the mean of z − end beyond it
+    p = max(_EDGE_ROWS / rows, _TAIL)
+    inner = one.quantile(np.array([p, 1 - p]), unit=one.total / rows)
+    slope, shape = np.empty(2), np.empty(2)
+    for side, (near, far) in enumerate(zip(one.excess(x[0], x[-1]), one.excess(*inner))):
+        # Rows that are tied at the knot are no narrower a tail than a bin may be.
+        found = max(near[1], _least_step(x)) if near[0] * rows >= one.total else expected * sd
+        shape[side] = _shape(far[0] * rows / one.total, far[1], far[2])
+        if tail == "gaussian":
+            slope[side] = (expected / found) ** (1 - _TAIL_SHRINK) * sd**-_TAIL_SHRINK
+            continue
+        # Of a Pareto tail the scale grows by ξ times the way out. Few rows beyond the knot tell it without bias, many from farther in without noise.
+        further = max(0.0, abs(x[-side] - inner[side]))
+        from_inside = max(far[1] * (1 - shape[side]) + shape[side] * further, _least_step(x))
+        slope[side] = 1 / (_hazard(end) * math.sqrt(found * (1 - shape[side]) * from_inside))
+    return slope, shape
 
 
 def _quantiles(one: Binned, y: np.ndarray, rows: float, marginal: Marginal) -> np.ndarray:
     from scipy.special import ndtr
 
     if marginal == "spline":
-        return one.quantile(ndtr(y))
+        return one.quantile(ndtr(y), unit=one.total / rows)
     p, mass = _masses(rows)
-    points = one.quantile(p)
+    points = one.quantile(p, unit=one.total / rows)
     if marginal == "kde":
         _, sd = one.moments()
-        quarter = np.diff(one.quantile(np.array([0.25, 0.75])))[0] / 1.349
+        quarter = np.diff(one.quantile(np.array([0.25, 0.75]), unit=one.total / rows))[0] / 1.349
         width = 0.9 * (min(sd, quarter) if quarter > 0 else sd) * rows**-0.2  # Silverman's
         return _inverse(lambda t: ndtr((t[:, None] - points) / width) @ mass, ndtr(y), points, 5 * width)
     weight, mean, sd = _mixture(points, mass)
@@ -151,15 +169,21 @@ def _inverse(cdf: Callable[[np.ndarray], np.ndarray], p: np.ndarray, points: np.
 
 def _spread(x: np.ndarray) -> np.ndarray:
     """Knots that increase: where rows are tied, as little as single precision still resolves."""
-    bins = len(x) - 1
-    extent = max(x[-1] - x[0], np.abs(x).max() * 1e-5, 1e-30)
-    least = max(_NARROWEST * extent / bins, 4 * np.finfo(np.float32).eps * np.abs(x).max())
+    least = _least_step(x)
     steps = np.maximum(np.diff(x), least)
     # What was added is taken from the wide bins, so that the outer knots stay where they are.
     spare = steps - least
     if spare.sum() > 0:
+        extent = max(x[-1] - x[0], least * len(steps))
         steps -= spare * min(1.0, max(0.0, steps.sum() - extent) / spare.sum())
     return x[0] + np.concatenate([[0.0], np.cumsum(steps)])
+
+
+def _least_step(x: np.ndarray) -> float:
+    """How narrow a bin between such knots may be."""
+    size = np.abs(x).max()
+    extent = max(x[-1] - x[0], 1e-5 * size, 1e-30)
+    return max(_NARROWEST * extent / (len(x) - 1), 4 * float(np.finfo(np.float32).eps) * size)
 
 
 def _hazard(y: float) -> float:
@@ -168,13 +192,7 @@ def _hazard(y: float) -> float:
     return math.exp(-0.5 * y * y - 0.5 * math.log(2 * math.pi) - float(log_ndtr(-y)))
 
 
-def _normal_excess(y: float) -> float:
-    """The mean of z − y of a standard normal z above y."""
-    return _hazard(y) - y
-
-
-def _shape(number: float, mean: float, square: float) -> float:
-    """The shape ξ of a Pareto tail, from the moments of the excess: mean²/variance = 1 − 2ξ; few rows say little about it."""
-    variance = square - mean * mean
-    found = 0.5 * (1 - mean * mean / variance) if variance > 0 else 0.0
-    return float(np.clip((number * found + _PRIOR_ROWS * _PRIOR_SHAPE) / (number + _PRIOR_ROWS), 1e-3, 0.45))
+def _shape(number: float, mean: float, ranked: float) -> float:
+    """The shape ξ of a Pareto tail from probability-weighted moments: mean/ranked = 4 + 2ξ/(1 − ξ); few rows say little about it."""
+    found = 2 - mean / (mean - 2 * ranked) if mean > 2 * ranked else 1.0
+    return float(np.clip((number * found + _PRIOR_ROWS * _PRIOR_SHAPE) / (number + _PRIOR_ROWS), *_SHAPES))

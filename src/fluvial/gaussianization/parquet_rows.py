@@ -136,6 +136,16 @@ class ParquetRows(RowSource):
             raise self._error(self.chosen.weight, start + bad, f"weight {weight[bad]:g}; weights must be finite and ≥ 0, leave such rows out")
         return Rows(x, c, weight)
 
+    def release(self) -> None:
+        """Close the file and free its batch, and with it what pyarrow keeps for later."""
+        import pyarrow as pa
+
+        with self._lock:
+            if self._file[1] is not None:
+                self._file[1].close()
+            self._forget()
+        pa.default_memory_pool().release_unused()
+
     def _seek(self, row: int) -> None:
         """Make the batch that holds the row the current one."""
         group = int(np.searchsorted(self.group_start, row, "right")) - 1
@@ -154,8 +164,11 @@ class ParquetRows(RowSource):
 
     def _open(self, group: int) -> Iterator["pa.RecordBatch"]:
         """The batches of a row group."""
+        import pyarrow as pa
         from pyarrow import parquet
 
+        # Every row group leaves pages behind that its successor does not use again.
+        pa.default_memory_pool().release_unused()
         number, path = int(self.group_file[group]), self._path(group)
         if number != self._file[0]:
             if self._file[1] is not None:

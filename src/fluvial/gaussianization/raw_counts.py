@@ -25,13 +25,13 @@ def raw_coordinates(workers: Workers, features: int, p: np.ndarray) -> list[Binn
     found: list[Binned] = []
     for start in range(0, features, _COLUMNS):
         columns = slice(start, min(start + _COLUMNS, features))
-        coarse = np.sum(workers.call("count_keys", columns), 0)
+        coarse = workers.total("count_keys", columns)
         cells = [_cells(row, p) for row in coarse]
         slots = max(map(len, cells))
         selected = np.full(coarse.shape, -1, np.int32)
         for row, chosen in zip(selected, cells):
             row[chosen] = np.arange(len(chosen))
-        fine = np.sum(workers.call("count_fine", columns, selected, slots), 0)
+        fine = workers.total("count_fine", columns, selected, slots)
         for row, chosen, inner in zip(coarse, cells, fine):
             found.append(binned_keys(row, edges, dict(zip(chosen.tolist(), inner))))
     return found
@@ -41,5 +41,7 @@ def _cells(counts: np.ndarray, p: np.ndarray) -> np.ndarray:
     """Numbers of the cells in which the quantiles lie, and of those at both ends."""
     cumulative = np.cumsum(counts)
     used = np.flatnonzero(counts)
-    inner = np.searchsorted(cumulative, p * cumulative[-1], side="left").clip(used[0], used[-1])
+    # A quantile lies between two rows, which may be in different cells.
+    ranks = np.concatenate([p * cumulative[-1] + side for side in (-0.5, 0.5)])
+    inner = np.searchsorted(cumulative, ranks, side="left").clip(used[0], used[-1])
     return np.unique(np.concatenate([inner[counts[inner] > 0], used[[0, -1]]]))

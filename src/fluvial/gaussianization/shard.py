@@ -142,6 +142,8 @@ class Shard:
                 store.write(block, np.rint(raw.weight * weight_scale).astype(np.int64), "weight")
             if raw.c is not None:
                 store.write(block, np.ascontiguousarray(raw.c.T, dtype=np.float32), "condition")
+        # From here on the blocks are all that is needed.
+        source.release()
 
     def count_keys(self, columns: slice) -> np.ndarray:
         """Training rows by the upper half of their keys, for some coordinates, int64, (columns, 65536)."""

@@ -74,6 +74,9 @@ class RowSource(ABC):
         """Rows of block number `block`."""
         return self.read(block * BLOCK, min((block + 1) * BLOCK, self.rows))
 
+    def release(self) -> None:  # noqa: B027 - most sources hold nothing
+        """Free what is held of the files; the next range opens them again."""
+
     def check_range(self, start: int, stop: int) -> None:
         """Refuse ranges that are not there.
 
@@ -402,6 +405,11 @@ class Appended(RowSource):
         self.features, self.names = first.features, first.names
         self.condition_features, self.condition_names = first.condition_features, first.condition_names
         self.has_weight = first.has_weight
+
+    def release(self) -> None:
+        """Free what is held of the files of both."""
+        self.first.release()
+        self.second.release()
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows start to stop − 1 of both together."""

@@ -24,15 +24,24 @@ class Binned(NamedTuple):
         """Number of rows."""
         return int(self.counts.sum())
 
-    def quantile(self, p: np.ndarray) -> np.ndarray:
-        """Where the cumulative distribution takes the values p in [0, 1], shape of p."""
-        cumulative = np.concatenate([[0], np.cumsum(self.counts)])
-        rank = np.asarray(p) * cumulative[-1]
-        # The bin in which the rank falls; never an empty one, as its cumulative count does not rise.
-        k = np.clip(np.searchsorted(cumulative, rank, side="left") - 1, 0, len(self.counts) - 1)
-        k = np.where(self.counts[k] > 0, k, np.searchsorted(cumulative, rank, side="right") - 1).clip(0, len(self.counts) - 1)
-        share = np.clip((rank - cumulative[k]) / np.maximum(self.counts[k], 1), 0, 1)
-        return self.edges[k] + share * (self.edges[k + 1] - self.edges[k])
+    def quantile(self, p: np.ndarray, *, unit: float = 1.0) -> np.ndarray:
+        """Where the cumulative distribution takes the values p in [0, 1], shape of p.
+
+        The i-th of n rows (i from 0) is at (i + ½)/n, with straight lines from row to row (Hazen's definition); so a few rows, and gaps, do not make
+        a staircase.
+
+        Args:
+            p: Probabilities.
+            unit: What a row counts, where counts are sums of weights.
+        """
+        used = np.flatnonzero(self.counts)
+        count, left = self.counts[used].astype(np.float64), self.edges[used]
+        width, before = self.edges[used + 1] - left, np.cumsum(count) - count
+        # Of every bin its first and its last row; these are one where it holds no more.
+        half = np.minimum(unit, count) / 2
+        ranks = np.stack([before + half, before + count - half], 1).ravel()
+        places = np.stack([left + width * half / count, left + width * (count - half) / count], 1).ravel()
+        return np.interp(np.asarray(p) * count.sum(), ranks, places)
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation."""
@@ -42,20 +51,24 @@ class Binned(NamedTuple):
         return mean, float(np.sqrt(share @ ((middle - mean) ** 2 + width**2 / 12)))
 
     def excess(self, low: float, high: float) -> np.ndarray:
-        """Of the rows below ``low`` and of those above ``high``: number, mean and mean square of their distance to it, shape (2, 3)."""
+        """Of the rows below ``low`` and of those above ``high``: number, mean distance to it, and mean of the distance times the share of these rows
+        that lie farther out, shape (2, 3).
+        """
         return np.stack([_beyond(-self.edges[::-1], self.counts[::-1], -low), _beyond(self.edges, self.counts, high)])
 
 
 def _beyond(edges: np.ndarray, counts: np.ndarray, knot: float) -> np.ndarray:
     left, right = np.maximum(edges[:-1], knot), np.maximum(edges[1:], knot)
-    width = right - left
+    width, left = right - left, left - knot
     # The part of a bin beyond the knot has its share of the bin's rows.
     number = counts * np.divide(width, np.diff(edges), out=np.zeros(len(counts)), where=np.diff(edges) > 0)
-    middle = (left + right) / 2 - knot
     total = number.sum()
     if total <= 0:
         return np.zeros(3)
-    return np.array([total, number @ middle / total, number @ (middle**2 + width**2 / 12) / total])
+    farther = total - np.cumsum(number)
+    # Of rows spread evenly in a bin, those farther out are these, and some in the bin itself.
+    ranked = farther * (left + width / 2) + number * (left / 2 + width / 6)
+    return np.array([total, number @ (left + width / 2) / total, number @ ranked / total**2])
 
 
 def binned_grid(counts: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Binned]:

@@ -7,8 +7,8 @@ import hashlib
 import pickle
 import platform
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +16,11 @@ import torch
 
 from fluvial.gaussianization.shard import Plan, Shard
 from fluvial.gaussianization.sources import RowSource
-from fluvial.gaussianization.store import available_memory, parse_size
+from fluvial.gaussianization.store import available_memory, block_bytes, parse_size
 
+_POLL = 0.2  # seconds between looks at whether someone pressed Ctrl-C
+_THREAD_BYTES = 2**26  # what a thread needs for the batch of a Parquet file, and for counts
+_THREAD_BLOCKS = 8  # and for blocks in hand, some in double precision
 _COMPARED = 1000  # rows by which processes know that they hold the same data
 
 
@@ -53,11 +56,11 @@ class Workers(Protocol):
 class LocalWorkers:
     """Threads of this process.
 
-    The matrix library keeps to one thread in each, so that its results do not depend on their number.
+    Matrix products keep to one thread in each, so that their results do not depend on the number of threads.
 
     Args:
         plan: Of the fit; its memory is that of all threads together.
-        threads: How many.
+        threads: How many; fewer where the memory is less than they would need.
         blocks: The blocks to share among them; default all.
     """
 
@@ -65,28 +68,34 @@ class LocalWorkers:
 
     def __init__(self, plan: Plan, *, threads: int = 1, blocks: range | None = None) -> None:
         blocks = range(plan.source.blocks) if blocks is None else blocks
-        threads = max(1, min(threads, len(blocks)))
         memory = available_memory() if plan.memory is None else parse_size(plan.memory)
+        each = _THREAD_BYTES + _THREAD_BLOCKS * block_bytes(plan.source.features, condition_features=plan.source.condition_features)
+        # Half of the memory is for blocks, the other for reading and counting them.
+        threads = max(1, min(threads, len(blocks), memory // 2 // each))
         plan = dataclasses.replace(plan, memory=max(1, memory // threads))
         # A reader of its own for each: they are at different places of a file.
         self.shards = [Shard(dataclasses.replace(plan, source=reader_of(plan.source)), part) for part in shares(blocks, threads)]
         self._open = contextlib.ExitStack()
-        self._open.enter_context(single_threaded())
-        self._pool = ThreadPoolExecutor(threads, "fluvial", torch.set_num_threads, (1,)) if threads > 1 else None
+        self._open.enter_context(_limited_products())
+        self._pool = ThreadPoolExecutor(threads, "fluvial", torch.set_num_threads, (1,))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """What the method returns on every shard."""
-        return list(self._results(method, args, kwargs))
+        return self._results(method, args, kwargs)
 
     def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
         """The sum over all shards."""
-        return _summed(self._results(method, args, kwargs))
+        return sum(self._results(method, args, kwargs), start=np.zeros((), np.int64))
 
-    def _results(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-        def one(shard: Shard) -> Any:
-            return getattr(shard, method)(*args, **kwargs)
-
-        return map(one, self.shards) if self._pool is None else self._pool.map(one, self.shards)
+    def _results(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        futures = [self._pool.submit(getattr(shard, method), *args, **kwargs) for shard in self.shards]
+        pending = set(futures)
+        while pending:
+            # Not without end, as Ctrl-C may reach this thread only when it wakes.
+            done, pending = wait(pending, timeout=_POLL, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        return [future.result() for future in futures]
 
     def jointly(self, work: Callable[[], Any]) -> list[Any]:
         """What the function returns."""
@@ -101,8 +110,7 @@ class LocalWorkers:
         with self._open:
             for shard in self.shards:
                 shard.stop()
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)
             for shard in self.shards:
                 shard.close()
 
@@ -130,7 +138,7 @@ class GroupWorkers:
             hosts = self.jointly(platform.node)
             plan = dataclasses.replace(plan, memory=max(1, available_memory() // hosts.count(platform.node())))
         blocks = shares(range(plan.source.blocks), size)[rank]
-        self._local = self.jointly(lambda: _Unsent(LocalWorkers(plan, threads=threads, blocks=blocks)))[rank].value
+        self._local = together(lambda: LocalWorkers(plan, threads=threads, blocks=blocks))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """What the method returns on every shard of all processes."""
@@ -138,11 +146,10 @@ class GroupWorkers:
 
     def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
         """The sum over all shards of all processes."""
-        found: list[np.ndarray] = []
-        self.jointly(lambda: found.append(self._local.total(method, *args, **kwargs)))
+        total = together(lambda: self._local.total(method, *args, **kwargs))
         # A sum of whole numbers is the same in any order, and needs no list of everyone's.
-        self._dist.all_reduce(torch.from_numpy(found[0]))
-        return found[0]
+        self._dist.all_reduce(torch.from_numpy(total))
+        return total
 
     def jointly(self, work: Callable[[], Any]) -> list[Any]:
         """What the function returns in every process."""
@@ -192,25 +199,20 @@ def jointly(work: Callable[[], Any]) -> list[Any]:
             if part.rank != dist.get_rank():
                 part.error.add_note(f"in process {part.rank} of {len(gathered)}")
             raise part.error
-    if isinstance(mine, _Unsent):
-        gathered[dist.get_rank()] = mine
     return gathered
+
+
+def together(work: Callable[[], Any]) -> Any:
+    """What the function returns in this process, once it has succeeded in all of the group."""
+    found: list[Any] = []
+    jointly(lambda: found.append(work()))
+    return found[0]
 
 
 @dataclasses.dataclass
 class _Failure:
     error: Exception
     rank: int
-
-
-class _Unsent:
-    """What stays in its process."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __reduce__(self) -> Any:
-        return _Unsent, (None,)
 
 
 def _sendable(error: Exception) -> Exception:
@@ -266,38 +268,33 @@ def reader_of(source: RowSource) -> RowSource:
 
 
 _limiting = threading.Lock()
-_limited = [0]
-_limits: list[Any] = []
+_limits: list[Any] = []  # the limit, once for every context that is entered
 
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """While entered, NumPy's and torch's matrix products use one thread, whose result does not depend on the machine's number of cores.
+    """While entered, matrix products of NumPy, and in this thread those of torch, use one thread: then they do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _limited_products():
+            yield
+    finally:
+        torch.set_num_threads(before)
 
-    NumPy's limit is one of the process, and ends with the last of several contexts that overlap; torch's is one of the thread that enters.
-    """
+
+@contextlib.contextmanager
+def _limited_products() -> Iterator[None]:
+    """The limit on NumPy, which is one of the whole process; of several contexts that overlap the last one lifts it."""
     import scipy.linalg  # noqa: F401 - only libraries that are loaded can be limited, and scipy has one of its own
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
     with _limiting:
-        _limits.append(threadpool_limits(1))
-        _limited[0] += 1
-    torch.set_num_threads(1)
+        _limits.append(_limits[0] if _limits else threadpool_limits(1, user_api="blas"))
     try:
         yield
     finally:
         with _limiting:
-            _limited[0] -= 1
-            while not _limited[0] and _limits:
-                _limits.pop().restore_original_limits()
-        torch.set_num_threads(before)
-
-
-def _summed(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Their sum, held once."""
-    parts = iter(parts)
-    total = next(parts)
-    for part in parts:
-        total += part
-    return total
+            limit = _limits.pop()
+            if not _limits:
+                limit.restore_original_limits()

@@ -1,0 +1,107 @@
+"""Fitted flows for places without torch."""
+
+import copy
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fluvial.bases import Normal
+from fluvial.codecs import Chain, Codec, Isometry, MarginalSpline, PrincipalAxes, Standardize
+from fluvial.codecs.box import Box
+from fluvial.codecs.marginal_spline import Knots
+from fluvial.files import write_atomic
+from fluvial.flow import Flow
+from fluvial.gaussianization import numpy_flow
+
+Part = tuple[str, dict[str, np.ndarray]]
+
+
+def export_numpy(flow: Flow, path: str | os.PathLike[str], *, module: str | os.PathLike[str] | None = None) -> None:
+    """Write a flow of rotations and splines into one file that NumPy alone can use.
+
+    The file is an uncompressed .npz of plain arrays, in double precision. `fluvial.gaussianization.numpy_flow.load` reads it; that module is one
+    file without imports but NumPy, of which ``module`` names a place for a copy, so that neither fluvial nor torch need be there.
+
+    Args:
+        flow: Without condition, of the codecs Standardize, Bounds, Logit, Softplus, Log, Rotation, Hadamard, TrainableRotation, PrincipalAxes and
+            MarginalSpline, on a standard normal base: what `fit` returns without a condition, as it is or trained further.
+        path: Where to; by custom the name ends in .npz.
+        module: Where to put the reader, for instance numpy_flow.py.
+
+    Raises:
+        TypeError: If it is no flow.
+        ValueError: If it has other parts, naming the first of them.
+
+    Example:
+        >>> import tempfile
+        >>> import fluvial as fl
+        >>> flow = Flow(Chain([fl.codecs.Rotation(2), MarginalSpline(2, 8)]), Normal(2)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_numpy(flow, Path(folder, "flow.npz"))
+        ...     there = numpy_flow.load(Path(folder, "flow.npz"))
+        >>> x = flow.sample(3)
+        >>> bool(np.allclose(there.log_prob(x.numpy()), flow.log_prob(x).numpy(), atol=1e-5))
+        True
+    """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"export_numpy: expected a Flow, got {type(flow).__name__}")
+    if flow.condition is not None or flow.context is not None:
+        raise ValueError("export_numpy: the flow takes a condition, which the NumPy reader does not know; fluvial.save keeps it")
+    shape = flow.manifold.event_shape
+    if type(flow.base) is not Normal or len(shape) != 1 or flow.base.manifold.event_shape != shape:
+        raise ValueError(f"export_numpy: expected vectors and a standard normal base, got samples of shape {shape} and {type(flow.base).__name__}")
+    with torch.no_grad():
+        parts = list(_parts(copy.deepcopy(flow.codec).cpu().double(), torch.finfo(_precision(flow)).eps))
+    numpy_flow.NumpyFlow(shape[0], parts)  # checks them as a reader will
+    arrays = {"format": np.array(numpy_flow.FORMAT), "features": np.array(shape[0]), "kinds": np.array([kind for kind, _ in parts])}
+    for k, (_, own) in enumerate(parts):
+        arrays |= {f"{k}.{name}": array for name, array in own.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+    if module is not None:
+        write_atomic(module, Path(numpy_flow.__file__).read_bytes())
+
+
+def _precision(flow: Flow) -> torch.dtype:
+    tensors = [*flow.parameters(), *flow.buffers()]
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
+def _parts(codec: Codec, eps: float) -> Iterator[Part]:
+    """The codec in double precision, as parts that the reader knows; ``eps`` is that of the precision it came in."""
+    if isinstance(codec, Chain):
+        for part in codec.parts:
+            yield from _parts(part, eps)
+    elif isinstance(codec, Standardize):
+        yield "affine", {"loc": codec.loc.numpy(), "scale": codec.scale.numpy()}
+    elif isinstance(codec, Box):
+        yield "bounds", _bounds(codec, eps)
+    elif isinstance(codec, PrincipalAxes):
+        features = codec.domain.dim
+        yield "affine", {"loc": codec.loc.numpy(), "scale": np.ones(features)}
+        yield "rotation", {"matrix": codec.encode(codec.loc + torch.eye(features, dtype=torch.float64)).T.numpy()}
+    elif isinstance(codec, Isometry):
+        yield "rotation", {"matrix": codec.encode(torch.eye(codec.domain.event_shape[0], dtype=torch.float64)).T.numpy()}
+    elif isinstance(codec, MarginalSpline):
+        yield "spline", {name: array.numpy() for name, array in zip(Knots._fields, codec.knots) if array is not None}
+    else:
+        raise ValueError(
+            f"export_numpy: the flow contains a {type(codec).__name__}, which the NumPy reader does not know; it knows Standardize, Bounds, Logit, "
+            "Softplus, Log, rotations and MarginalSpline"
+        )
+
+
+def _bounds(codec: Box, eps: float) -> dict[str, np.ndarray]:
+    low, high = codec.limits.view(torch.float64).expand(2, codec.domain.dim).numpy()
+    width = np.where(np.isfinite(low) & np.isfinite(high), np.where(np.isfinite(high), high, 1.0) - np.where(np.isfinite(low), low, 0.0), 1.0)
+    largest = np.maximum(*(np.where(np.isfinite(side), np.abs(side), 0.0) for side in (low, high)))
+    # How far inside a value on a bound is read, in the precision of the flow; see Box.
+    step = eps / 4
+    floor = np.maximum(width * (step if codec.eps is None else codec.eps), np.minimum(largest * step, width / 4))
+    logarithmic = np.full(len(low), float(getattr(codec, "one_sided", "softplus") == "log" or type(codec).__name__ == "Log"))
+    return {"low": low, "high": high, "floor": floor, "logarithmic": logarithmic}
