@@ -2,6 +2,7 @@
 
 from fluvial.gaussianization.export import export_numpy
 from fluvial.gaussianization.fit import fit
+from fluvial.gaussianization.information import entropy, kl_divergence, mutual_information, negentropy, total_correlation
 from fluvial.gaussianization.joint_scales import tune_jointly
 from fluvial.gaussianization.predict import LayerPrediction, predict_layers
 from fluvial.gaussianization.scaling import Scaling, ScalingCurve, gaussian_scaling
@@ -21,16 +22,21 @@ __all__ = [
     "Scaling",
     "ScalingCurve",
     "asymptotic_layers",
+    "entropy",
     "expected_reduction",
     "export_numpy",
     "fit",
     "gaussian_loss",
     "gaussian_scaling",
+    "kl_divergence",
     "layer_covariance",
     "layer_reduction",
     "minimum_layers",
+    "mutual_information",
+    "negentropy",
     "predict_layers",
     "reduction_series",
     "simulate_losses",
+    "total_correlation",
     "tune_jointly",
 ]
