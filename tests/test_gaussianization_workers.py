@@ -1,6 +1,7 @@
 """A layerwise fit by threads, processes and Dask's workers: the same bits, whoever reads which rows, and in what pieces."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import signal
@@ -79,6 +80,16 @@ def test_the_number_of_threads_of_torch_does_not_count(reference):
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["classes", "kernel"])
+def test_conditions_and_weights_change_nothing_in_that(kind):
+    x = table(3, 20_000)
+    condition = x[:, 1:] + 0.5
+    c = (condition[:, :1] > 0).astype(np.float32) if kind == "classes" else condition
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(x))
+    expected = fitted((x, c, weight), max_layers=3, conditioning=kind)
+    assert same(fitted((x, c, weight), max_layers=3, conditioning=kind, threads=3), expected)
 
 
 class Pieces(RowSource):
@@ -354,7 +365,7 @@ def fit_all(rank, folder):
 
 
 def fail_all(rank, folder):
-    """Every way to fail in one process only; what each of them is told."""
+    """Every way to fail in one process only; what each of them is told. Then the leader is killed."""
     bad = table(3)
     bad[-1, 2] = np.nan
     blocked = folder / "blocked"
@@ -381,6 +392,7 @@ def fail_all(rank, folder):
         (folder / f"{name}-{rank}.txt").write_text(told)
     # The group still works.
     torch.save(parameters(fitted(table(3))), folder / f"eager-{rank}.pt")
+    die(rank, folder)
 
 
 def die(rank, folder):
@@ -397,7 +409,7 @@ def die(rank, folder):
     fitted(table(3), directory=folder / "run")
 
 
-TASKS = {"fit": fit_all, "fail": fail_all, "die": die}
+TASKS = {"fit": fit_all, "trouble": fail_all}
 
 
 def group(size, folder, task):
@@ -435,12 +447,19 @@ def check_group(folder, size, reference):
         assert same(torch.load(folder / f"small-{rank}.pt"), small)
 
 
-def test_an_error_in_one_process_is_raised_in_all(tmp_path, reference):
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """The folder of two processes in which everything goes wrong, and their exit codes."""
+    folder = tmp_path_factory.mktemp("troubled") / "group"
     start = time.perf_counter()
-    codes, errors = group(2, tmp_path / "group", "fail")
-    assert codes == [0, 0], errors
-    assert time.perf_counter() - start < 100  # and not the timeout of the group
-    told = {path.stem: path.read_text() for path in (tmp_path / "group").glob("*.txt")}
+    codes, errors = group(2, folder, "trouble")
+    assert time.perf_counter() - start < 110, errors  # and not the timeout of the group
+    return folder, codes
+
+
+def test_an_error_in_one_process_is_raised_in_all(troubled, reference):
+    folder = troubled[0]
+    told = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     for rank in (0, 1):
         assert told[f"bad row-{rank}"].startswith("ValueError: data: row 39999, column 2 is nan")
         assert told[f"missing-{rank}"].startswith("FileNotFoundError")
@@ -448,18 +467,16 @@ def test_an_error_in_one_process_is_raised_in_all(tmp_path, reference):
         assert told[f"blocked-{rank}"].startswith("ValueError: fit: directory")
         assert "first rows is" in told[f"others-{rank}"]
         assert "rows is 40000 in process 0 and 39900 in process 1; every process must be given all the data" in told[f"fewer-{rank}"]
-        assert same(torch.load(tmp_path / "group" / f"eager-{rank}.pt"), reference["eager"])
+        assert same(torch.load(folder / f"eager-{rank}.pt"), reference["eager"])
     assert told["callback-0"].endswith("in process 1 of 2")
     assert not told["callback-1"].endswith("in process 1 of 2")
 
 
-def test_a_killed_process_ends_the_others_and_the_fit_goes_on_from_the_last_layer(tmp_path, reference):
-    start = time.perf_counter()
-    codes, _ = group(2, tmp_path / "group", "die")
+def test_a_killed_process_ends_the_others_and_the_fit_goes_on_from_the_last_layer(troubled, reference):
+    folder, codes = troubled
     assert codes[0] == -signal.SIGKILL
     assert codes[1] not in (0, -signal.SIGKILL)
-    assert time.perf_counter() - start < 100
-    run = tmp_path / "group" / "run"
+    run = folder / "run"
     assert torch.load(run / "checkpoint.pt", weights_only=True)["history"][-1]["layer"] == 2
     assert same(fitted(table(3), directory=run, resume=True), reference["eager"])
     assert len((run / "history.jsonl").read_text().splitlines()) == 4
@@ -585,6 +602,30 @@ def test_what_a_dask_worker_holds_can_be_asked_again(monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         held.answer(3, [("fails", (), {})], None)
     assert held.answer(3, [], ("look", (), {})) == dask_workers.Behind(0)
+
+
+@needs_dask
+def test_a_local_cluster_ends_with_the_fit(monkeypatch, reference):
+    import distributed
+
+    started = []
+    start = distributed.LocalCluster.__init__
+
+    def in_this_process(self, **options):
+        assert options["n_workers"] == 2
+        started.append(self)
+        start(self, **options, processes=False, silence_logs=50)
+
+    monkeypatch.setattr(distributed.LocalCluster, "__init__", in_this_process)
+    assert same(fitted(table(3), client="local", threads=2), reference["eager"])
+    assert [cluster.status.name for cluster in started] == ["closed"]
+    # What they held is freed, and the limits with it.
+    deadline = time.monotonic() + 20
+    while any(thread.name.startswith("fluvial") for thread in threading.enumerate()) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fluvial")]
+    assert not workers_module._limits
 
 
 @needs_dask

@@ -74,8 +74,10 @@ def test_second_derivatives(tail):
     assert torch.autograd.gradgradcheck(both, (points, *values))
 
 
-@pytest.mark.parametrize("tail", ["straight", "pareto"])
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("tail", "backend"),
+    [("straight", "eager"), ("pareto", "eager"), pytest.param("straight", "inductor", marks=pytest.mark.long)],
+)
 def test_compiled(tail, backend):
     codec, x = bent(tail=tail), wide(50).float()
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,15 +107,27 @@ class Course:
         flow.spec = self.spec
         return flow.float().eval()
 
+    @functools.cached_property
     def _fingerprint(self) -> dict[str, Any]:
-        source = self.fitting.plan.source
+        """What must be the same for a fit to go on to the same bits."""
+        plan = self.fitting.plan
         settings = {name: value for name, value in dataclasses.asdict(self.fitting.settings).items() if name not in _FREE}
+        first = hashlib.sha256()
+        for part in plan.source.read_block(0):
+            if part is not None:
+                first.update(part.tobytes())
         return {
             **settings,
             "alpha": list(self.fitting.settings.alpha),
-            "rows": source.rows,
-            "features": source.features,
+            "rows": plan.source.rows,
+            "features": plan.source.features,
             "extremes of the data": self.extent,
+            "first rows": first.hexdigest()[:16],
+            "training rows": plan.train_rows,
+            "held out": plan.held_out,
+            "dither": None if self.spec.dequantize is None else list(self.spec.dequantize),
+            # Of bounds and of weights these tell too.
+            "first maps": [describe(self.fitting.codecs[0][0]), [value.tolist() for value in self.fitting.codecs[0][0].state_dict().values()]],
         }
 
     def _note(self, row: Row) -> None:
@@ -126,7 +140,7 @@ class Course:
             return
         flow = self.fitting.flow()
         state = {
-            "gaussianization": self._fingerprint(),
+            "gaussianization": self._fingerprint,
             "layers": [len(layer) for layer in self.fitting.codecs],
             "config": describe(flow),
             "state": flow.state_dict(),
@@ -146,7 +160,7 @@ class Course:
         path = self.directory or Path()
         if "gaussianization" not in state:
             raise ValueError(f"fit: {path / 'checkpoint.pt'} is not of a layerwise fit; use resume=False to start afresh")
-        compare(state["gaussianization"], self._fingerprint(), path)
+        compare(state["gaussianization"], self._fingerprint, path)
         flow = build(state["config"])
         flow.load_state_dict(state["state"])
         parts = iter(flow.codec.parts)

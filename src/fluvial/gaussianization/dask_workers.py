@@ -249,8 +249,10 @@ class Held:
         raise TypeError("Held: the blocks of a worker stay where they are")
 
     def __del__(self) -> None:
+        # Not here and now: garbage is collected in any thread, whatever that is holding. At the end of the process there are no more threads.
         if hasattr(self, "_workers"):
-            self._workers.close()
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._workers.close, daemon=True).start()
 
     def answer(self, first: int, steps: list[Any], query: Any) -> list[Any] | Behind:
         """Do what is not done of the steps, which begin with number ``first``; then what the last one returned, or the query does."""

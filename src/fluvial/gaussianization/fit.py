@@ -30,6 +30,7 @@ from fluvial.training.history import Row
 Limit = float | None
 _SURVEYED = 20_000  # rows that are looked at for ties
 _TIED = 0.5  # a column with fewer distinct values than this share of its rows is one of steps
+_ASTRAY = 10.0  # standard deviations, in units of that of the middle two thirds of the rows
 _FEWEST = 20  # training rows
 
 
@@ -249,6 +250,14 @@ def _first_maps(
     sd = np.sqrt(np.maximum(sums["square"] / number - mean**2, 0.0))
     if not bool((sd > 0).all()):
         raise ValueError(f"fit: column {_name(plan.source, int(np.argmin(sd)))} holds one value only in the training rows; leave it out")
+    # A few rows far out would leave no digits of single precision to the others.
+    numbers = keyed.sample_rows(plan.seed, plan.source.rows, _SURVEYED, "scale")
+    some = np.concatenate([part.sample[1] for part in workers.call("survey", None, numbers)])
+    some = some if first is None else first.encode(torch.from_numpy(some)).numpy()
+    low, middle, high = np.quantile(some, [0.159, 0.5, 0.841], axis=0)
+    astray = sd > _ASTRAY * (high - low) / 2
+    astray &= high > low
+    mean, sd = np.where(astray, middle - centre, mean), np.where(astray, (high - low) / 2, sd)
     standardize = Standardize(plan.source.features).double()
     # As the flow will hold them.
     standardize.loc.copy_(torch.from_numpy(centre + mean).float())

@@ -139,9 +139,10 @@ class LayerwiseFit:
         return "pareto" if self._tail_kind == "pareto" else "straight"
 
     @property
-    def _tail_kind(self) -> TailKind:
-        # The tails of the data end in the first layer. Others after it would have to be undone one inside the other, and sampling overflow.
-        return self.settings.tail if self.layers == 0 else "gaussian"
+    def _tail_kind(self) -> TailKind | Literal["affine"]:
+        # The tails of the data end in the first layer. Heavy ones after it would lie one inside the other, and sampling overflow; slopes from the
+        # few rows out there would multiply over the layers, and a new row far out lose hundreds of nats.
+        return self.settings.tail if self.layers == 0 else "affine"
 
     def _kind(self, layer: int) -> RotationKind:
         # With a condition the second layer is the first one that sees it, and looks along the columns too.
@@ -219,12 +220,14 @@ class LayerwiseFit:
         sample = self._sample(kind)[1] if kind in SAMPLE else None
         return matrix_of(kind, self.plan.source.features, seed=self._layer_seed(), covariance=self._covariance, sample=sample)
 
+    def _probabilities(self, total: int) -> np.ndarray:
+        """At which quantiles must be known, where counts sum to a total."""
+        rows, bins = total / self.unit, self.settings.bins
+        return probabilities(rows, automatic_bins(rows) if bins == "auto" else bins, self.settings.marginal)
+
     def _coordinates(self, rotation: np.ndarray | None) -> list[Binned]:
         if self.layers == 0:
-            bins = self.settings.bins
-            rows = self.plan.train_rows * (1 - self.plan.held_out)
-            p = probabilities(rows, automatic_bins(rows) if bins == "auto" else bins, self.settings.marginal)
-            return raw_coordinates(self.workers, self.plan.source.features, p)
+            return raw_coordinates(self.workers, self.plan.source.features, self._probabilities)
         parts = self.workers.call("count_grid", rotation)
         counts = np.sum([part[0] for part in parts], 0)
         return binned_grid(counts, np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts]))

@@ -20,7 +20,9 @@ _POINTS = 1024  # that stand for a coordinate where its density is smoothed
 _NARROWEST = 1e-4  # width of a bin, in units of the mean one
 _TAIL_SHRINK = 0.3  # of a tail's scale towards that of the whole coordinate, as exponents
 _TAIL = 0.05  # of the rows on either side tell the shape of a Pareto tail
+_LEAST_SCALE = 0.2  # of a Pareto tail at the outer knot, in units of the mean excess there further in
 _SHAPES = 1e-3, 0.95  # of Pareto tails, smallest and largest
+_HEAVY = 0.2  # shape, in excess of the one expected, from which on nothing is shrunk
 _PRIOR_SHAPE, _PRIOR_ROWS = 0.05, 20.0  # the shape of a Pareto tail that so many rows would have to outweigh
 
 
@@ -47,28 +49,34 @@ def probabilities(rows: float, bins: int, marginal: Marginal) -> np.ndarray:
 
 
 def fit_marginals(
-    coordinates: list[Binned], *, rows: float, bins: int, marginal: Marginal = "spline", tail: TailKind = "pareto", alpha: float = 0.0
+    coordinates: list[Binned],
+    *,
+    rows: float,
+    bins: int,
+    marginal: Marginal = "spline",
+    tail: TailKind | Literal["affine"] = "pareto",
+    alpha: float = 0.0,
 ) -> Knots:
     r"""The splines of a layer, float64.
 
     Knots lie where the distribution function of a coordinate, or a smoothed one, takes the values Φ(y) of equally spaced y. The slopes there are
     those of a parabola through a knot and its neighbours. A straight tail's slope makes the mean excess beyond the outer knot that of a normal
-    distribution; a Pareto tail takes its shape from probability-weighted moments of the outermost twentieth of the rows, its scale from these and
-    from the rows beyond the knot. Everything is then shrunk by α towards the map (x − mean)/s.d.: many small steps generalise better than one.
-
-    References:
-        Hosking, Wallis (1987), "Parameter and quantile estimation for the generalized Pareto distribution", Technometrics 29.
+    distribution; a Pareto tail takes its shape from probability-weighted moments of the outermost twentieth of the rows, and its scale too.
+    Everything is then shrunk by α towards the map (x − mean)/s.d.: many small steps generalise better than one; but not where a Pareto tail is heavy.
 
     Args:
         coordinates: Counts of every coordinate.
         rows: How many rows these counts are worth.
         bins: Number of bins of the splines; 1 for "affine".
         marginal: "spline" (quantiles), "kde" (of a kernel density estimate), "mixture" (of a mixture of normals), "affine".
-        tail: "pareto" or "gaussian".
-        alpha: Shrinkage, 0 to 1.
+        tail: "pareto", "gaussian", or "affine": straight, with the slope of the coordinate as a whole.
+        alpha: Shrinkage, 0 to 1, at which the map is affine.
 
     Returns:
         Knots of shape (D, bins + 1).
+
+    References:
+        Hosking, Wallis (1987), "Parameter and quantile estimation for the generalized Pareto distribution", Technometrics 29.
     """
     if marginal not in get_args(Marginal):
         raise ValueError(f"marginal is one of {', '.join(map(repr, get_args(Marginal)))}, got {marginal!r}")
@@ -77,7 +85,7 @@ def fit_marginals(
     return Knots(x, y, slope, shape if tail == "pareto" else None)
 
 
-def _fit_one(one: Binned, *, rows: float, bins: int, marginal: Marginal, tail: TailKind, alpha: float) -> tuple[np.ndarray, ...]:
+def _fit_one(one: Binned, *, rows: float, bins: int, marginal: Marginal, tail: TailKind | Literal["affine"], alpha: float) -> tuple[np.ndarray, ...]:
     mean, sd = one.moments()
     if marginal == "affine" or alpha == 1:
         # The straight line; knots only say where its two ends are.
@@ -90,28 +98,32 @@ def _fit_one(one: Binned, *, rows: float, bins: int, marginal: Marginal, tail: T
     # Of the parabola through three knots.
     slope[1:-1] = (slopes[:-1] * steps[1:] + slopes[1:] * steps[:-1]) / (steps[1:] + steps[:-1])
     slope[[0, -1]], shape = _tails(one, x, float(y[-1]), sd=sd, rows=rows, tail=tail)
+    if tail == "pareto":
+        # A line through a heavy tail would give it other probabilities, and layers after it a lighter one.
+        alpha *= float(np.clip(1 - (shape.max() - _PRIOR_SHAPE) / _HEAVY, 0, 1))
     y = _spread((1 - alpha) * y + alpha * (x - mean) / sd)
     return x, y, (1 - alpha) * slope + alpha / sd, shape
 
 
-def _tails(one: Binned, x: np.ndarray, end: float, *, sd: float, rows: float, tail: TailKind) -> tuple[np.ndarray, np.ndarray]:
+def _tails(one: Binned, x: np.ndarray, end: float, *, sd: float, rows: float, tail: TailKind | Literal["affine"]) -> tuple[np.ndarray, np.ndarray]:
     """Slopes at the outer knots, which lie at ±end in z, and the shapes of Pareto tails, (2,) each."""
-    expected = _hazard(end) - end  # the mean of z − end beyond it
+    if tail == "affine":
+        return np.full(2, 1 / sd), np.full(2, _PRIOR_SHAPE)
+    # Rows that are tied at a knot are no narrower a tail than a bin may be.
+    least = _least_step(x)
+    if tail == "gaussian":
+        expected = _hazard(end) - end  # the mean of z − end beyond it
+        near = one.excess(x[0], x[-1])
+        found = np.where(near[:, 0] * rows >= one.total, np.maximum(near[:, 1], least), expected * sd)
+        return (expected / found) ** (1 - _TAIL_SHRINK) * sd**-_TAIL_SHRINK, np.full(2, _PRIOR_SHAPE)
+    # Five rows beyond a knot say little: more of them tell the shape, and the scale, which grows by ξ times the way from there to the knot.
     p = max(_EDGE_ROWS / rows, _TAIL)
     inner = one.quantile(np.array([p, 1 - p]), unit=one.total / rows)
-    slope, shape = np.empty(2), np.empty(2)
-    for side, (near, far) in enumerate(zip(one.excess(x[0], x[-1]), one.excess(*inner))):
-        # Rows that are tied at the knot are no narrower a tail than a bin may be.
-        found = max(near[1], _least_step(x)) if near[0] * rows >= one.total else expected * sd
-        shape[side] = _shape(far[0] * rows / one.total, far[1], far[2])
-        if tail == "gaussian":
-            slope[side] = (expected / found) ** (1 - _TAIL_SHRINK) * sd**-_TAIL_SHRINK
-            continue
-        # Of a Pareto tail the scale grows by ξ times the way out. Few rows beyond the knot tell it without bias, many from farther in without noise.
-        further = max(0.0, abs(x[-side] - inner[side]))
-        from_inside = max(far[1] * (1 - shape[side]) + shape[side] * further, _least_step(x))
-        slope[side] = 1 / (_hazard(end) * math.sqrt(found * (1 - shape[side]) * from_inside))
-    return slope, shape
+    number, mean, ranked = one.excess(*inner).T
+    shape = np.array([_shape(*side) for side in zip(number * rows / one.total, mean, ranked)])
+    further = np.maximum((inner - x[[0, -1]]) * [1, -1], 0)
+    scale = np.maximum(mean * (1 - shape) + shape * further, np.maximum(_LEAST_SCALE * mean, least))
+    return 1 / (_hazard(end) * scale), np.clip(shape, *_SHAPES)
 
 
 def _quantiles(one: Binned, y: np.ndarray, rows: float, marginal: Marginal) -> np.ndarray:
@@ -193,6 +205,6 @@ def _hazard(y: float) -> float:
 
 
 def _shape(number: float, mean: float, ranked: float) -> float:
-    """The shape ξ of a Pareto tail from probability-weighted moments: mean/ranked = 4 + 2ξ/(1 − ξ); few rows say little about it."""
-    found = 2 - mean / (mean - 2 * ranked) if mean > 2 * ranked else 1.0
-    return float(np.clip((number * found + _PRIOR_ROWS * _PRIOR_SHAPE) / (number + _PRIOR_ROWS), *_SHAPES))
+    """The shape ξ of a Pareto distribution from its probability-weighted moments: mean/ranked = 4 + 2ξ/(1 − ξ). Few rows say little about it."""
+    found = 2 - mean / max(mean - 2 * ranked, mean / 3) if mean > 0 else _PRIOR_SHAPE  # −1 at least, that of even spread
+    return (number * found + _PRIOR_ROWS * _PRIOR_SHAPE) / (number + _PRIOR_ROWS)

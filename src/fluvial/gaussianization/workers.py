@@ -267,7 +267,7 @@ def reader_of(source: RowSource) -> RowSource:
     return reader
 
 
-_limiting = threading.Lock()
+_limiting = threading.RLock()
 _limits: list[Any] = []  # the limit, once for every context that is entered
 
 
