@@ -25,8 +25,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import gaussianization_kernel as kernel
+from fluvial.codecs.spline_loops import has_numba
 from fluvial.data import moons
-from fluvial.gaussianization.kernel_loops import has_numba
 from gaussianization_peers import PEERS, Fitted, Mixed, Peer, TooLongError, fit_ours, limited, scores, timed, version
 
 # Ratios to peers; million elements per CPU second; over our own eager path.

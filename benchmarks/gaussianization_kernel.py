@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from fluvial.gaussianization.kernel import Tables, decode_, encode_, prepare, rotate
+from fluvial.codecs.spline_kernel import Tables, decode_, encode_, prepare, rotate
+from fluvial.codecs.spline_loops import Engine, compiled, has_numba
 from fluvial.gaussianization.kernel_histogram import histogram_, key_histogram_, refine_histogram_
-from fluvial.gaussianization.kernel_loops import Engine, compiled, has_numba
 
 BLOCK = 8192
 # Million elements per second and core, and over the eager layer.

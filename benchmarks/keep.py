@@ -33,7 +33,7 @@ def keep(run: Path) -> Path:
 
 def _variant(recipe: dict) -> str:
     """Bottlenecks of different width are different results."""
-    latent = recipe["flow"].get("init_args", {}).get("latent")
+    latent = (recipe.get("flow") or {}).get("init_args", {}).get("latent")
     return f"-d{latent}" if latent else ""
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fluvial.gaussianization import kernel_loops
-from fluvial.gaussianization.kernel import Tables, decode_, decode_eager, encode_, encode_eager, prepare, rotate
+from fluvial.codecs import spline_loops
+from fluvial.codecs.spline_kernel import Tables, decode_, decode_eager, encode_, encode_eager, prepare, rotate
 from fluvial.gaussianization.kernel_histogram import edges, from_keys, histogram_, key_histogram_, refine_histogram_, to_keys
 
-needs_numba = pytest.mark.skipif(not kernel_loops.has_numba(), reason="numba is not installed")
+needs_numba = pytest.mark.skipif(not spline_loops.has_numba(), reason="numba is not installed")
 ENGINES = [pytest.param("compiled", marks=needs_numba), "eager"]
 AWKWARD = np.float32(
     [-np.inf, np.inf, -3e38, 3e38, -8, 8, -8.000001, 7.9999995, -0.0, 0.0, 1e-42, -1e-42, -1e-10, 1 / 256, -1 / 256, 0.00390624, 1e6, -1e6]
@@ -373,11 +373,11 @@ def test_wrong_histograms_are_named():
 
 
 def test_small_data_do_not_wait_for_the_compiler(monkeypatch):
-    assert kernel_loops.choose_engine(20_000, 2) == "eager"
-    assert kernel_loops.choose_engine(200_000, 32) == ("compiled" if kernel_loops.has_numba() else "eager")
-    monkeypatch.setattr(kernel_loops, "has_numba", lambda: False)
-    assert kernel_loops.choose_engine(200_000, 32) == "eager"
-    assert kernel_loops.resolve_engine(None) == "eager"
+    assert spline_loops.choose_engine(20_000, 2) == "eager"
+    assert spline_loops.choose_engine(200_000, 32) == ("compiled" if spline_loops.has_numba() else "eager")
+    monkeypatch.setattr(spline_loops, "has_numba", lambda: False)
+    assert spline_loops.choose_engine(200_000, 32) == "eager"
+    assert spline_loops.resolve_engine(None) == "eager"
     with pytest.raises(ModuleNotFoundError, match="numba"):
         encode_(block(), smooth(), None, engine="compiled")
     x = block()
@@ -386,7 +386,7 @@ def test_small_data_do_not_wait_for_the_compiler(monkeypatch):
 
 
 def test_importing_loads_no_numba():
-    code = "import sys, fluvial.gaussianization.kernel, fluvial.gaussianization.kernel_histogram; sys.exit('numba' in sys.modules)"
+    code = "import sys, fluvial.codecs.spline_kernel, fluvial.gaussianization.kernel_histogram; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -404,7 +404,7 @@ def test_compiles_where_nothing_can_be_written(monkeypatch, tmp_path, trouble):
     else:
         monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
         monkeypatch.setattr(caching.CompileResultCacheImpl.__mro__[1], "_locator_classes", [])
-    loop = kernel_loops.compiled.__wrapped__("histogram")
+    loop = spline_loops.compiled.__wrapped__("histogram")
     counts = np.zeros((5, 4098), np.int64)
     loop(block(), counts, np.empty(0, np.int64))
     np.testing.assert_array_equal(counts, grid_counts(block()))

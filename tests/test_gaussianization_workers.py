@@ -17,7 +17,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from fluvial.gaussianization import kernel_loops, store
+from fluvial.codecs import spline_loops
+from fluvial.gaussianization import store
 from fluvial.gaussianization import workers as workers_module
 from fluvial.gaussianization.fit import fit
 from fluvial.gaussianization.shard import Plan, Shard
@@ -58,8 +59,8 @@ def reference():
 
 
 def test_the_sizes_are_for_both_engines():
-    chosen = {name: kernel_loops.choose_engine(ROWS, features) for name, features in SIZES.items()}
-    assert chosen == {"eager": "eager", "compiled": "compiled" if kernel_loops.has_numba() else "eager"}
+    chosen = {name: spline_loops.choose_engine(ROWS, features) for name, features in SIZES.items()}
+    assert chosen == {"eager": "eager", "compiled": "compiled" if spline_loops.has_numba() else "eager"}
 
 
 @pytest.mark.parametrize("engine", SIZES)
@@ -543,9 +544,9 @@ def test_a_worker_without_numba_is_named(client):
     def hide(name):
         import sys
 
-        from fluvial.gaussianization import kernel_loops
+        from fluvial.codecs import spline_loops
 
-        kernel_loops.has_numba.cache_clear()
+        spline_loops.has_numba.cache_clear()
         sys.modules["numba"] = None if name else __import__("importlib").import_module("numba") if sys.modules.pop("numba", 1) else None
 
     client.run(hide, "numba")

@@ -1,5 +1,6 @@
 """Run folders: where one training run keeps its recipe, weights, course and figures."""
 
+import contextlib
 import json
 import os
 import platform
@@ -25,10 +26,12 @@ FILES = (
     "checkpoint.pt",
     "history.jsonl",
     "model.safetensors",
+    "study.json",
     "metrics.json",
     "check.json",
     "report.html",
 )
+LAYERS = "layers"  # folder in that of a run, for layers that are trained further
 PACKAGES = ("fluvial", "torch", "numpy", "lightning", "safetensors", "scikit-learn", "airportsdata")
 
 
@@ -94,6 +97,8 @@ class Run:
             FileNotFoundError: If training has not come to its first validation yet.
         """
         path = self.path / "model.safetensors"
+        if not path.is_file() and (self.path / "study.json").is_file():
+            raise FileNotFoundError(f"{self.path} is a study: its result is a table, and there is no flow; fluvial evaluate and report show it")
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self.path} has no model.safetensors: training has not reached a first validation; fluvial fit -o {self.path} --resume"
@@ -189,10 +194,13 @@ class Run:
         """Remove the files of a run, and no others."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
+            (self.path / LAYERS / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or it holds something else
+            (self.path / LAYERS).rmdir()
 
     def others(self) -> list[str]:
         """Names in the folder that are no files of a run."""
-        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in FILES) if self.path.is_dir() else []
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in (*FILES, LAYERS)) if self.path.is_dir() else []
 
 
 def environment(command: Sequence[str], *, recipe: str, device: str) -> dict[str, Any]:

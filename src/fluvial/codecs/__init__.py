@@ -11,6 +11,7 @@ from fluvial.codecs.conditional_spline import AnchorWeights, ConditionalSpline
 from fluvial.codecs.coupling import Coupling
 from fluvial.codecs.cubic import Cubic
 from fluvial.codecs.cylinder import Cylinder
+from fluvial.codecs.encoded import Encoded
 from fluvial.codecs.factorwise import Factorwise
 from fluvial.codecs.free_form import FreeForm
 from fluvial.codecs.hadamard import Hadamard
@@ -22,6 +23,7 @@ from fluvial.codecs.permutation import Permutation
 from fluvial.codecs.principal_axes import PrincipalAxes
 from fluvial.codecs.rational_quadratic import RationalQuadratic
 from fluvial.codecs.rotation import Rotation
+from fluvial.codecs.sheared_spline import ShearedSpline
 from fluvial.codecs.similarity import Similarity
 from fluvial.codecs.smooth import Smooth
 from fluvial.codecs.softplus import Log, Softplus
@@ -45,6 +47,7 @@ __all__ = [
     "Coupling",
     "Cubic",
     "Cylinder",
+    "Encoded",
     "Factorwise",
     "FreeForm",
     "Hadamard",
@@ -59,6 +62,7 @@ __all__ = [
     "PrincipalAxes",
     "RationalQuadratic",
     "Rotation",
+    "ShearedSpline",
     "Similarity",
     "Smooth",
     "Softplus",

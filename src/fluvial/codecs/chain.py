@@ -1,12 +1,14 @@
 """Composition and reversal of codecs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fluvial.codecs.blocks import runs, send
 from fluvial.codecs.codec import Bijection, Codec
+from fluvial.codecs.marginal_spline import MarginalSpline
 from fluvial.conditions import Condition
 
 
@@ -50,14 +52,24 @@ class Chain(Codec):
 
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:
         """Apply the parts' encoders in order."""
-        for part in self.parts:
-            x = part.encode(x, c)
+        for run in runs(_flat(self)):
+            sent = _by_blocks(run, x, inverse=False, ladj=False)
+            if sent is not None:
+                x = sent[0]
+                continue
+            for part in run:
+                x = part.encode(x, c)
         return x
 
     def decode(self, z: Tensor, c: Condition = None) -> Tensor:
         """Apply the parts' decoders in reverse order."""
-        for part in reversed(self.parts):
-            z = part.decode(z, c)
+        for run in runs(_flat(self)[::-1]):
+            sent = _by_blocks(run, z, inverse=True, ladj=False)
+            if sent is not None:
+                z = sent[0]
+                continue
+            for part in run:
+                z = part.decode(z, c)
         return z
 
 
@@ -71,17 +83,44 @@ class _BijectiveChain(Chain, Bijection):
 
     def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=x.dtype, device=x.device)
-        for part in self.parts:
-            x, ladj = part.encode_ladj(x, c)
-            total = total + ladj
+        for run in runs(_flat(self)):
+            sent = _by_blocks(run, x, inverse=False)
+            if sent is not None:
+                x, ladj = sent
+                total = total + ladj
+                continue
+            for part in run:
+                x, ladj = part.encode_ladj(x, c)
+                total = total + ladj
         return x, total
 
     def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=z.dtype, device=z.device)
-        for part in reversed(self.parts):
-            z, ladj = part.decode_ladj(z, c)
-            total = total + ladj
+        for run in runs(_flat(self)[::-1]):
+            sent = _by_blocks(run, z, inverse=True)
+            if sent is not None:
+                z, ladj = sent
+                total = total + ladj
+                continue
+            for part in run:
+                z, ladj = part.decode_ladj(z, c)
+                total = total + ladj
         return z, total
+
+
+def _flat(chain: Chain) -> list[Codec]:
+    """The parts, with those of chains among them in their place."""
+    found: list[Codec] = []
+    for part in chain.parts:
+        found.extend(_flat(part) if isinstance(part, Chain) else [cast(Codec, part)])
+    return found
+
+
+def _by_blocks(run: Sequence[Codec], x: Tensor, *, inverse: bool, ladj: bool = True) -> tuple[Tensor, Tensor] | None:
+    """A run of rotations and splines in one go, where that is faster; see `send`."""
+    if len(run) == 1:
+        return None
+    return send(run, x, splines=sum(isinstance(part, MarginalSpline) for part in run), inverse=inverse, ladj=ladj)
 
 
 class Inverse(Codec):

@@ -1,10 +1,15 @@
 """Maps that keep all distances."""
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from fluvial.codecs.blocks import BlockMap
 from fluvial.codecs.codec import Bijection
 from fluvial.conditions import Condition
 from fluvial.manifolds import Euclidean, Manifold, Sphere
+
+_LARGEST = 256  # coordinates up to which a product with a matrix is as fast as any other way to turn a block
 
 
 class Isometry(Bijection):
@@ -22,6 +27,21 @@ class Isometry(Bijection):
         """Data and 0."""
         x = self.decode(z, c)
         return x, x.new_zeros(x.shape[: x.ndim - len(self.domain.event_shape)])
+
+    def block_map(self, *, inverse: bool) -> BlockMap | None:
+        """The map of blocks: a product with the matrix, where there is one."""
+        turn = self.decode if inverse else self.encode
+        if len(self.domain.event_shape) != 1 or self.domain.event_shape != self.codomain.event_shape:
+            return None
+        (features,) = self.domain.event_shape
+        if features <= _LARGEST and not bool(turn(torch.zeros(1, features, dtype=torch.float32, device="cpu")).any()):
+            matrix = turn(torch.eye(features, dtype=torch.float32, device="cpu")).mT.contiguous()
+
+            def turned(block: Tensor, ladj: np.ndarray | None) -> Tensor:
+                return torch.mm(matrix, block)
+
+            return turned
+        return lambda block, ladj: turn(block.mT).mT.contiguous()
 
 
 def turned_space(name: str, features: int, manifold: Manifold | None) -> Manifold:

@@ -3,11 +3,15 @@
 import math
 from typing import Literal, NamedTuple, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fluvial.codecs.bins import is_mapped
+from fluvial.codecs.blocks import BlockMap, send
 from fluvial.codecs.codec import Bijection
+from fluvial.codecs.spline_kernel import Prepared, Tables, decode_, encode_, prepare
+from fluvial.codecs.spline_loops import Engine
 from fluvial.codecs.transformer import held
 from fluvial.conditions import Condition
 from fluvial.manifolds import Euclidean
@@ -132,19 +136,44 @@ class MarginalSpline(Bijection):
 
     def encode(self, x: Tensor, c: Condition = None) -> Tensor:
         """Data (batch, D) -> z of the same shape."""
-        return self.encode_ladj(x, c)[0]
+        sent = send([self], x, splines=1, inverse=False, ladj=False)
+        return self._encode_eager(x)[0] if sent is None else sent[0]
 
     def decode(self, z: Tensor, c: Condition = None) -> Tensor:
         """The inverse."""
-        return self.decode_ladj(z, c)[0]
+        sent = send([self], z, splines=1, inverse=True, ladj=False)
+        return self._decode_eager(z)[0] if sent is None else sent[0]
 
     def encode_ladj(self, x: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         """Z (batch, D) and Σ log dz/dx, (batch,)."""
-        z, log_slope = spline_encode(_by_coordinate(x), self.knots.to(x.dtype))
-        return z.view(self.features, *x.shape[:-1]).movedim(0, -1), log_slope.sum(0).view(x.shape[:-1])
+        sent = send([self], x, splines=1, inverse=False)
+        return self._encode_eager(x) if sent is None else sent
 
     def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         """X (batch, D) and Σ log dx/dz, (batch,)."""
+        sent = send([self], z, splines=1, inverse=True)
+        return self._decode_eager(z) if sent is None else sent
+
+    def block_map(self, *, inverse: bool) -> BlockMap | None:
+        """The map of blocks; None where knots are so close, or slopes so extreme, that only torch can do it."""
+        with torch.no_grad():
+            knots = Knots(*(None if part is None else part.contiguous() for part in self.knots))
+        try:
+            tables = prepared(knots, only="decode" if inverse else "encode")
+        except ValueError:
+            return None
+
+        def bent(block: Tensor, ladj: np.ndarray | None) -> Tensor:
+            bend_(block.numpy(), knots, tables, ladj, inverse=inverse, engine="compiled")
+            return block
+
+        return bent
+
+    def _encode_eager(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_slope = spline_encode(_by_coordinate(x), self.knots.to(x.dtype))
+        return z.view(self.features, *x.shape[:-1]).movedim(0, -1), log_slope.sum(0).view(x.shape[:-1])
+
+    def _decode_eager(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slope = spline_decode(_by_coordinate(z), self.knots.to(z.dtype))
         return x.view(self.features, *z.shape[:-1]).movedim(0, -1), log_slope.sum(0).view(z.shape[:-1])
 
@@ -161,6 +190,38 @@ def _increasing(start: Tensor, log_steps: Tensor) -> Tensor:
 def _by_coordinate(x: Tensor) -> Tensor:
     """Rows (batch, D) as (D, n); a single row (D,) too."""
     return x.movedim(-1, 0).unsqueeze(-1).flatten(1)
+
+
+def prepared(knots: Knots, *, only: Literal["encode", "decode"] | None = None) -> Prepared:
+    """Knots (D, K) as `bend_` wants them.
+
+    Raises:
+        ValueError: If they are not those of an increasing spline, or closer than the kernel can tell.
+    """
+    return prepare(Tables(*(part.numpy() for part in (knots.x, knots.y, knots.slope))), only=only)
+
+
+def bend_(x: np.ndarray, knots: Knots, tables: Prepared, ladj: np.ndarray | None, *, inverse: bool = False, engine: Engine | None = None) -> None:
+    """Replace a block, float32 (D, n), by its image, and add the logarithms of the slopes to ladj, float64 (n,)."""
+    apply_ = decode_ if inverse else encode_
+    if knots.shape is None:
+        apply_(x, tables, ladj, engine=engine)
+        return
+    # The kernel knows straight tails; the few elements that lie in Pareto ones are put right, from the outer knots alone.
+    ends = Knots(*(part[:, [0, -1]] for part in (knots.x, knots.y, knots.slope)), knots.shape)
+    low, high = (ends.y if inverse else ends.x).unsqueeze(-1).unbind(1)
+    with torch.no_grad():
+        points = torch.from_numpy(x)
+        coordinate, row = ((points < low) | (points > high)).nonzero(as_tuple=True)
+        beyond = points[coordinate, row].unsqueeze(-1)
+        apply_(x, tables, ladj, engine=engine)
+        if len(row):
+            own = Knots(*(None if part is None else part[coordinate] for part in ends))
+            value, log_slope = _with_tails(beyond, beyond, beyond, own, decode=inverse)
+            points[coordinate, row] = value[:, 0]
+            if ladj is not None:
+                straight = torch.where(beyond[:, 0] > high[coordinate, 0], own.slope[:, 1], own.slope[:, 0]).double().log()
+                torch.from_numpy(ladj).index_add_(0, row, log_slope[:, 0].double() + (straight if inverse else -straight))
 
 
 def spline_encode(x: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:

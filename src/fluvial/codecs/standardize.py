@@ -3,9 +3,11 @@
 import math
 from typing import Protocol, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fluvial.codecs.blocks import BlockMap
 from fluvial.codecs.chain import Chain
 from fluvial.codecs.codec import Bijection, Codec
 from fluvial.conditions import Condition
@@ -82,6 +84,20 @@ class Standardize(Bijection):
     def decode_ladj(self, z: Tensor, c: Condition = None) -> tuple[Tensor, Tensor]:
         """The inverse and Σ log σ."""
         return self.decode(z), self._log_scale(z)
+
+    def block_map(self, *, inverse: bool) -> BlockMap | None:
+        """The map of blocks."""
+        if len(self.event_shape) != 1:
+            return None
+        loc, scale = self.loc.unsqueeze(-1), self.scale.unsqueeze(-1)
+        change = float(self.scale.log().sum()) * (1 if inverse else -1)
+
+        def moved(block: Tensor, ladj: np.ndarray | None) -> Tensor:
+            if ladj is not None:
+                ladj += change
+            return block.mul_(scale).add_(loc) if inverse else block.sub_(loc).div_(scale)
+
+        return moved
 
     def _log_scale(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.event_shape)]

@@ -47,7 +47,7 @@ IDEAL = {
     "normalisation": "1",
 }
 BY_CLASS = {"rows": "rows", "nll": "test NLL{decoder}", "kernel_density": "kernel density", "c2st": "C2ST accuracy", "c2st_auc": "C2ST area"}
-SAME = ("data", "split", "flow", "objective")
+SAME = ("data", "split", "flow", "gaussianize", "objective")
 
 
 def add(parsers: Any) -> None:
@@ -84,6 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     from fluvial.training.settings import training_device
 
     runs, not_run = _find(arguments.runs)
+    studies = [place for place in runs if place.recipe().is_study]
+    if studies:
+        return _tables(studies, runs, arguments)
     recipes = _by_recipe(runs)
     device = training_device(arguments.device, "32")
     found: dict[str, list[dict[str, Any]]] = {}
@@ -107,6 +110,19 @@ def run(arguments: argparse.Namespace) -> int:
     for name, reason in {} if arguments.json else not_run.items():
         print(f"{name}\n  not run: {reason}")
     return 0 if found else 2
+
+
+def _tables(studies: Sequence[Run], runs: Sequence[Run], arguments: argparse.Namespace) -> int:
+    """What studies have found."""
+    if len(studies) < len(runs):
+        raise ValueError(f"evaluate: {studies[0].path} is a study, which has a table and no flow; evaluate it by itself")
+    results = {str(place.path): place.recipe().study().read(place.path) for place in studies}
+    if arguments.json:
+        print(json.dumps({path: result.to_dict() for path, result in results.items()}, indent=2, ensure_ascii=False, allow_nan=False))
+        return 0
+    for path, result in results.items():
+        print(f"{path}\n{result}\n")
+    return 0
 
 
 def _find(names: Sequence[str]) -> tuple[list[Run], dict[str, str]]:

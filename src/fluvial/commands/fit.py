@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fluvial.commands.arguments import command
+from fluvial.commands.layers import fit_layers
 from fluvial.files import write_atomic
 from fluvial.recipes import locate
-from fluvial.runs import FILES, Run, environment
+from fluvial.runs import FILES, LAYERS, Run, environment
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fluvial.data import Splits
     from fluvial.recipes.recipe import Recipe
     from fluvial.training import History
 
-_OVERRIDE = re.compile(r"--(title|note|published|flow|data|objective|fit|split)([.=+].*)?")
+_OVERRIDE = re.compile(r"--(title|note|published|flow|gaussianize|study|data|objective|fit|split)([.=+].*)?")
 # A resumed run is the same run; these may change all the same.
-_FREE_ON_RESUME = ("max_epochs", "max_steps", "max_time", "checkpoint_every", "device", "progress")
+_FREE_ON_RESUME = (
+    *(f"fit.{name}" for name in ("max_epochs", "max_steps", "max_time", "checkpoint_every", "device", "progress")),
+    *(f"gaussianize.{name}" for name in ("max_layers", "patience", "min_gain", "memory", "scratch", "threads")),
+)
 _INTERRUPTED = 130
 
 
@@ -31,7 +37,8 @@ def add(parsers: Any) -> None:
         summary="train a flow by a recipe",
         description="""\
 Train a flow by a packaged recipe (see: fluvial recipes) or a YAML file with the same keys: title, note, published, flow,
-data, objective, fit, split. Every value can be changed from here, by its path in the YAML:
+data, objective, fit, split. In place of flow there may be gaussianize: layers that are fitted one after the other, without a gradient,
+and trained further where fit says how long (max_steps, max_epochs, max_time). Every value can be changed from here, by its path in the YAML:
 
   --fit.max_epochs 20   --fit.seed 1   --flow.init_args.width 128   --data.init_args.noise 0.01   --objective.init_args.beta 10
   (init_args may be left out: --flow.width 128)
@@ -84,23 +91,48 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output is not None else None
     if folder is not None and started is None:
         _check_free(folder, overwrite=arguments.overwrite)
+    if recipe.is_study:
+        return _run_study(arguments, recipe, started)
     # All that can be wrong with a recipe is found before a folder is touched.
-    flow, objective = recipe.flow(), recipe.objective()
+    flow, objective = None if recipe.gaussianize is not None else recipe.flow(), recipe.objective()
     splits = None if recipe.without_data else recipe.splits()
-    if splits is None:
+    if splits is None and flow is not None:
         from fluvial.data import DataSpec
 
         flow.spec = DataSpec(flow.manifold.event_shape, manifold=flow.manifold, condition=flow.condition)
-    else:
+    elif splits is not None:
         splits.train.check()
 
-    from fluvial.training.checkpoint import locked
-    from fluvial.training.fit import fit
     from fluvial.training.settings import training_device
 
     device = str(training_device(recipe.fit["device"], recipe.fit["precision"] or "32"))
+    with _folder(arguments, recipe, started, device) as place:
+        _announce(recipe, place, flow, objective, splits, device)
+        history = _trained(recipe, place, flow, objective, splits, resume=started is not None)
+    _conclude(recipe, place, history)
+    return _INTERRUPTED if history.stopped == "interrupted" else 0
+
+
+def _run_study(arguments: argparse.Namespace, recipe: "Recipe", started: Run | None) -> int:
+    study = recipe.study()
+    with _folder(arguments, recipe, started, "cpu") as place:
+        print(f"{recipe.name}: {recipe.title}{f' ({recipe.note})' if recipe.note else ''}\n{place.path}", flush=True)
+        result = study.run(place.path, resume=started is not None, progress=recipe.fit["progress"])
+    print(result)
+    if not result.complete:
+        print(f"go on: fluvial fit {place.path} --resume")
+        return _INTERRUPTED
+    print(f"next:  fluvial report {place.path}")
+    return 0
+
+
+@contextlib.contextmanager
+def _folder(arguments: argparse.Namespace, recipe: "Recipe", started: Run | None, device: str) -> "Iterator[Run]":
+    """The folder of the run, with its recipe and environment."""
+    from fluvial.training.checkpoint import locked
+
     if started is None:
-        place = Run.create(recipe.name) if folder is None else Run(folder)
+        place = Run.create(recipe.name) if arguments.output is None else Run(Path(arguments.output))
     else:
         place = started
     with locked(place.path):  # asked before anything is removed; fit asks again and keeps it
@@ -116,12 +148,19 @@ def run(arguments: argparse.Namespace) -> int:
         now = environment(["fluvial", *arguments.words], recipe=recipe.name, device=device)
         before = place.environment()
         place.write("environment.json", {**before, "resumed": [*before.get("resumed", []), now]} if before else now)
-        _announce(recipe, place, flow, objective, splits, device)
-        rows = {} if splits is None else {"validation": splits.validation}
-        train = None if splits is None else splits.train
-        history = fit(flow, train, objective, directory=place.path, resume=started is not None, **rows, **recipe.fit)
-    _conclude(recipe, place, history)
-    return _INTERRUPTED if history.stopped == "interrupted" else 0
+        yield place
+
+
+def _trained(recipe: "Recipe", place: Run, flow: Any, objective: Any, splits: "Splits | None", *, resume: bool) -> "History":
+    """Fit the layers, where there are such, and train, where that is asked for."""
+    from fluvial.training.fit import fit
+
+    if flow is None and splits is not None:
+        flow, history = fit_layers(recipe, place, splits, resume=resume)
+        if not recipe.is_trained or history.stopped == "interrupted":
+            return history
+    rows = {} if splits is None else {"validation": splits.validation}
+    return fit(flow, None if splits is None else splits.train, objective, directory=place.path, resume=resume, **rows, **recipe.fit)
 
 
 def _resumed(arguments: argparse.Namespace) -> Run | None:
@@ -150,13 +189,14 @@ def _read(arguments: argparse.Namespace, started: Run | None) -> "Recipe":
 
     if started is None:
         return Recipe.parse(*locate(arguments.recipe), arguments.overrides)
-    free = re.compile(rf"--fit\.({'|'.join(_FREE_ON_RESUME)})(=|$)")
+    free = re.compile(rf"--({'|'.join(map(re.escape, _FREE_ON_RESUME))})(=|$)")
     name, text = started.recipe().name, (started.path / "recipe.yaml").read_text(encoding="utf-8")
     stored = Recipe.parse(name, text, []).to_yaml()
     for override in _pairs(arguments.overrides):
         # One that says what the run is anyway does no harm: the command that began it may be repeated.
         if not free.match(override[0]) and Recipe.parse(name, text, override).to_yaml() != stored:
-            allowed = ", ".join(f"--fit.{name}" for name in _FREE_ON_RESUME)
+            sections = ("fit", "gaussianize") if "--gaussianize" in override[0] else ("fit",)
+            allowed = ", ".join(f"--{name}" for name in _FREE_ON_RESUME if name.partition(".")[0] in sections)
             raise ValueError(f"fit: {override[0]} cannot change a run that is resumed, only {allowed} can; begin a new run with it")
     return Recipe.parse(name, text, arguments.overrides)
 
@@ -190,14 +230,17 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 def _forget_empty(place: Run) -> None:
     """Where training failed before it began, leave no folder that looks like a run."""
-    if not any((place.path / name).exists() for name in ("checkpoint.pt", "history.jsonl", "model.safetensors")):
+    if not any((place.path / name).exists() for name in ("checkpoint.pt", "history.jsonl", "model.safetensors", LAYERS, "study.json")):
         place.clear()
         with contextlib.suppress(OSError):
             place.path.rmdir()
 
 
 def _announce(recipe: "Recipe", place: Run, flow: Any, objective: Any, splits: "Splits | None", device: str) -> None:
-    parameters = sum(p.numel() for p in flow.parameters() if p.requires_grad)
+    if flow is None:
+        size = "layer by layer" + (", then trained" if recipe.is_trained else "")
+    else:
+        size = f"{sum(p.numel() for p in flow.parameters() if p.requires_grad):,}".replace(",", " ") + " parameters"
     if splits is None:
         source = (
             f"no data: learns from {type(objective.energy).__name__} by {type(objective).__name__}" if hasattr(objective, "energy") else "no data"
@@ -206,20 +249,21 @@ def _announce(recipe: "Recipe", place: Run, flow: Any, objective: Any, splits: "
         sizes = " + ".join(f"{len(part):,} {name}".replace(",", " ") for name, part in zip(("training", "validation", "test"), splits))
         source = f"{splits.train.name or 'data'}: {sizes} rows"
     print(f"{recipe.name}: {recipe.title}{f' ({recipe.note})' if recipe.note else ''}")
-    print(f"{source} · {f'{parameters:,}'.replace(',', ' ')} parameters · {device} · {place.path}", flush=True)
+    print(f"{source} · {size} · {device} · {place.path}", flush=True)
 
 
 def _conclude(recipe: "Recipe", place: Run, history: "History") -> None:
     from fluvial.metrics.estimate import Estimate
 
     last = history.rows[-1] if history.rows else None
-    course = "before the first validation" if last is None else f"after {last['step']} steps, {last['seconds']:.0f} s of training"
+    unit, work = ("layers", "fitting") if last is not None and "layer" in last else ("steps", "training")
+    course = "before the first validation" if last is None else f"after {last['step']} {unit}, {last['seconds']:.3g} s of {work}"
     print(f"{'interrupted' if history.stopped == 'interrupted' else f'stopped by {history.stopped}'} {course}")
     best = history.best
     if best is not None and "ess" in best:
         print(f"best validation: effective samples {100 * best['ess']:.1f} %, log Z {best['log_z']:.4f} at step {best['step']}")
     if best is not None and "nll" in best:
-        figures = [f"best validation NLL {Estimate(best['nll'], best.get('nll_error', math.nan))} nats at step {best['step']}"]
+        figures = [f"best validation NLL {Estimate(best['nll'], best.get('nll_error', math.nan))} nats at {unit.removesuffix('s')} {best['step']}"]
         if "reconstruction" in best:
             figures.append(f"reconstruction {Estimate(best['reconstruction'], best.get('reconstruction_error', math.nan))}")
         print(" · ".join(figures))

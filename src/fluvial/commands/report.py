@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fluvial.report import write
 
     place = Run.find(arguments.name)
-    place.model  # noqa: B018  says what is missing before anything is loaded
+    if not place.recipe().is_study:
+        place.model  # noqa: B018  says what is missing before anything is loaded
     print(f"the report is in {write(place.path)}")
     return 0

@@ -23,8 +23,11 @@ WIDTH = 118
 # A published figure is the flow's figure of this name where these letters are in its own.
 FIGURES = {"nll": "nll", "c2st": "c2st"}
 # Of a recipe, what a result depends on, and entries of it that only say where and how comfortably it was made.
-SECTIONS = ("flow", "data", "objective", "split", "fit")
-INDIFFERENT = ("fit.seed", "fit.device", "fit.progress", "fit.checkpoint_every", "fit.compile", "root", "path", "cache")
+SECTIONS = ("flow", "gaussianize", "data", "objective", "split", "fit")
+INDIFFERENT = (
+    *(f"fit.{name}" for name in ("seed", "device", "progress", "checkpoint_every", "compile")),
+    *("memory", "scratch", "threads", "root", "path", "cache"),
+)
 DIFFERENCES = 3
 _FILE = re.compile(r"FLUVIAL_DATA .*to a folder with (\S+)")
 

@@ -6,6 +6,8 @@ from fluvial.gaussianization.information import entropy, kl_divergence, mutual_i
 from fluvial.gaussianization.joint_scales import tune_jointly
 from fluvial.gaussianization.predict import LayerPrediction, predict_layers
 from fluvial.gaussianization.scaling import Scaling, ScalingCurve, gaussian_scaling
+from fluvial.gaussianization.scaling_result import StudyResult
+from fluvial.gaussianization.scaling_study import ScalingStudy
 from fluvial.gaussianization.theory import (
     asymptotic_layers,
     expected_reduction,
@@ -21,6 +23,8 @@ __all__ = [
     "LayerPrediction",
     "Scaling",
     "ScalingCurve",
+    "ScalingStudy",
+    "StudyResult",
     "asymptotic_layers",
     "entropy",
     "expected_reduction",

@@ -12,9 +12,9 @@ from fluvial.codecs import AnchorWeights, ConditionalSpline
 from fluvial.codecs.marginal_spline import Knots
 from fluvial.nn import MLP, ConditionScaling
 
-Conditioning = Literal["auto", "classes", "kernel", "network"]
+Conditioning = Literal["auto", "classes", "kernel", "network", "joint"]
 MOST_CLASSES = 64  # different conditions, up to which they count as classes
-SAMPLED = {"kernel": 5000, "network": 50_000}  # rows that anchors, or a network, are found from
+SAMPLED = {"kernel": 5000, "network": 50_000, "joint": 10_000}  # rows that anchors, a network, or lines are found from
 _FEWEST_IN_CLASS = 20.0
 _ROWS_PER_ANCHOR = 1000.0
 _MOST_ANCHORS = 32

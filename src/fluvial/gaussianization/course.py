@@ -14,7 +14,7 @@ from fluvial.data import DataSpec
 from fluvial.flow import Flow
 from fluvial.gaussianization.layers import LayerwiseFit
 from fluvial.training.checkpoint import Folder, compare, locked
-from fluvial.training.history import Row
+from fluvial.training.history import History, Row
 from fluvial.training.interruption import Interruption
 from fluvial.training.progress import display
 
@@ -75,7 +75,7 @@ class Course:
                     if self._improves(row):
                         self.best = fitting.layers
                     fitting.workers.jointly(lambda: self._note(fitting.history[-1]))
-                    figures = {name: row[name] for name in ("nll", "nll_error", "train_nll") if name in row}
+                    figures = {name: row[name] for name in ("nll", "nll_error") if name in row}
                     best = {"monitor": fitting.history[self.best].get("nll", row["train_nll"]), "step": self.best}
                     screen.update(fitting.layers, min(fitting.layers / settings.max_layers, 1.0), row["train_nll"], figures, best)
             finally:
@@ -83,6 +83,13 @@ class Course:
         if shown:
             print(f"{self.best} layers ({self.stopped}), {time.perf_counter() - begun:.1f} s")  # noqa: T201
         return self._flow()
+
+    @property
+    def history(self) -> History:
+        """All layers so far, why there are no more, and the best of them."""
+        rows = self.fitting.history
+        best = rows[self.best]
+        return History(rows[1:], self.stopped, {**best, "monitor": best.get("nll", best.get("train_nll"))})
 
     def _ended(self, interruption: Interruption) -> bool:
         settings, layers = self.fitting.settings, self.fitting.layers

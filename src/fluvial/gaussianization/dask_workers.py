@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fluvial.gaussianization.kernel_loops import resolve_engine
+from fluvial.codecs.spline_loops import resolve_engine
 from fluvial.gaussianization.parquet_rows import ParquetRows
 from fluvial.gaussianization.shard import Plan
 from fluvial.gaussianization.sources import BLOCK, Appended, ArrayRows, FileArray, Rows, RowSource, Selected

@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from fluvial.codecs import Bijection, Bounds, Chain, Standardize
-from fluvial.data import DataSpec
+from fluvial.codecs import Bijection, Bounds, Chain, Encoded, Standardize
+from fluvial.codecs.spline_loops import choose_engine
+from fluvial.data import Dataset, DataSpec
 from fluvial.flow import Flow
 from fluvial.gaussianization import keyed
 from fluvial.gaussianization.conditional import Conditioning
 from fluvial.gaussianization.course import Course
-from fluvial.gaussianization.kernel_loops import choose_engine
+from fluvial.gaussianization.joint_layers import ConditionRows
 from fluvial.gaussianization.layers import LayerwiseFit, Settings
 from fluvial.gaussianization.marginals import Marginal, TailKind
 from fluvial.gaussianization.rotations import RotationKind, kind_of
@@ -25,13 +26,14 @@ from fluvial.gaussianization.shard import WEIGHT_STEPS, Plan
 from fluvial.gaussianization.sources import Appended, RowSource, open_rows
 from fluvial.gaussianization.tree import merge
 from fluvial.gaussianization.workers import GroupWorkers, LocalWorkers, Workers, in_group, single_threaded, together
-from fluvial.training.history import Row
+from fluvial.training.history import History, Row
 
 Limit = float | None
 _SURVEYED = 20_000  # rows that are looked at for ties
 _TIED = 0.5  # a column with fewer distinct values than this share of its rows is one of steps
 _ASTRAY = 10.0  # standard deviations, in units of that of the middle two thirds of the rows
 _FEWEST = 20  # training rows
+_CONTEXT_LAYERS = 30
 
 
 def fit(
@@ -61,6 +63,7 @@ def fit(
     directory: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_layer: Callable[[Row], None] | None = None,
+    on_end: Callable[[History], None] | None = None,
     progress: bool = True,
 ) -> Flow:
     r"""Gaussianize the data: rotate, make every coordinate normal by itself, and again, until rows held out gain nothing more.
@@ -77,7 +80,7 @@ def fit(
         rotation: Before every layer but the first: "auto" (principal axes and random ones by turns), "haar" (random), "hadamard" (random, for many
             coordinates), "pca", "ica", "max_kswd" (the least normal directions), "learned" (least entropy by gradient), or "none".
         marginal: "spline" (through quantiles), "kde", "mixture" (of smoothed distributions), "affine" (only scales).
-        bins: Of the splines; "auto" takes √n/2, within 16 and 64.
+        bins: Of the splines; "auto" takes √n/2, within 16 and 64, and half as many with conditioning="joint".
         alpha: Shrinkage of the layers towards affine ones, from 0 to 1, for the first layer and for the others: more layers, less variance.
         tail: "pareto" (as heavy as the data's), "gaussian", or "bounded": data within ``bounds`` are first mapped to the whole line.
         bounds: Lower and upper bound of every column, None where there is none; default with "bounded", a little more than the data's range.
@@ -91,7 +94,8 @@ def fit(
         weight: Of a file, that of the weights.
         conditioning: How the splines follow the condition, where there is one: "classes" (splines of their own for each of few different conditions,
             in rotations they share), "kernel" (fitted around anchors, and averaged with weights that fall off with the distance), "network"
-            (weights from a network that is trained in every layer), "auto" (the first where it can be, else the second).
+            (weights from a network that is trained in every layer), "joint" (splines along lines that lean towards the condition, which a flow of its
+            own Gaussianizes: the fit of a block-triangular map of both), "auto" (the first where it can be, else the second).
         train_rotations: Make the rotations trainable ones, for `fluvial.fit`.
         seed: Of rows held out, rotations and dithering.
         memory: What each process may take, as bytes or "500M": beyond half of it the rows are kept in a scratch file.
@@ -102,6 +106,7 @@ def fit(
         directory: Folder for checkpoint.pt, history.jsonl and model.safetensors after every layer.
         resume: Go on from the last layer there.
         on_layer: Called after every layer with its row of the history: layer, rotation, nll and train_nll in nats with their errors, seconds.
+        on_end: Called at the end with the whole course: a row for every layer, why there are no more, and the row of the best one.
         progress: Show it.
 
     Returns:
@@ -137,16 +142,23 @@ def fit(
     )
     _check(settings)
     wishes: dict[str, Any] = {"columns": columns, "condition": condition, "weight": weight}
-    plan = together(lambda: _plan(open_rows(data, **wishes), validation, seed, wishes))
+    given = data.spec if isinstance(data, Dataset) else None
+    if given is not None and given.dequantize is not None and isinstance(dither, str):
+        dither = given.dequantize
+    plan = together(lambda: _plan(open_rows(_noisy(data, seed), **wishes), validation, seed, wishes))
     plan = dataclasses.replace(plan, memory=memory, scratch=None if scratch is None else os.fspath(scratch))
+    context = _context(plan, settings, threads, client) if conditioning == "joint" else None
     with contextlib.closing(_workers(plan, threads, client)) as workers, single_threaded():
         widths = _widths(workers, plan, dither)
         before, scale, unit, extent = _first_maps(workers, plan, widths, bounds, bounded=tail == "bounded")
-        fitting = LayerwiseFit(workers, plan, before, settings, unit=unit)
-        course = Course(fitting, _spec(plan.source, widths), None if directory is None else Path(directory), extent, on_layer)
+        fitting = LayerwiseFit(workers, plan, before, settings, unit=unit, context=context)
+        course = Course(fitting, _spec(plan.source, widths, given), None if directory is None else Path(directory), extent, on_layer)
         with course.opened():
-            workers.call("load", before, widths, scale)
-            return course.run(resume=resume, shown=progress and workers.leads)
+            workers.call("load", before, widths, scale, context)
+            flow = course.run(resume=resume, shown=progress and workers.leads)
+        if on_end is not None:
+            on_end(course.history)
+        return flow
 
 
 def _check(settings: Settings) -> None:
@@ -159,6 +171,8 @@ def _check(settings: Settings) -> None:
         )
     if settings.conditioning not in get_args(Conditioning):
         raise ValueError(f"fit: conditioning is one of {', '.join(map(repr, get_args(Conditioning)))}, got {settings.conditioning!r}")
+    if settings.conditioning == "joint" and settings.marginal not in ("spline", "affine"):
+        raise ValueError(f"fit: conditioning='joint' fits splines or affine maps, not marginal={settings.marginal!r}; take marginal='spline'")
     if settings.bins != "auto" and not (isinstance(settings.bins, int) and settings.bins >= 2):
         raise ValueError(f"fit: bins must be 'auto' or at least 2, got {settings.bins!r}")
     if not all(0 <= value <= 1 for value in settings.alpha):
@@ -190,6 +204,28 @@ def _workers(plan: Plan, threads: int | None, client: Any) -> Workers:
     if in_group():
         return GroupWorkers(plan, threads=threads)
     return LocalWorkers(plan, threads=threads)
+
+
+def _context(plan: Plan, settings: Settings, threads: int | None, client: Any) -> Encoded:
+    """What Gaussianizes the conditions: a flow of their own, fitted to them alone."""
+    if not plan.source.condition_features:
+        raise ValueError("fit: conditioning='joint', but the data have no condition; give (x, c), or condition= the columns of a file")
+    plan = dataclasses.replace(plan, source=ConditionRows(plan.source))
+    settings = Settings(bins=settings.bins, alpha=settings.alpha, max_layers=_CONTEXT_LAYERS, seed=settings.seed)
+    with contextlib.closing(_workers(plan, threads, client)) as workers, single_threaded(), warnings.catch_warnings():
+        # Where conditions are tied noise is needed to fit, but none is added to those that are encoded.
+        warnings.filterwarnings("ignore", "fit: columns with ties")
+        widths = _widths(workers, plan, "auto")
+        before, scale, unit, extent = _first_maps(workers, plan, widths, None, bounded=False)
+        course = Course(LayerwiseFit(workers, plan, before, settings, unit=unit), _spec(plan.source, widths, None), None, extent, None)
+        workers.call("load", before, widths, scale)
+        codec = course.run(resume=False, shown=False).codec
+    if course.stopped == "interrupted":
+        raise KeyboardInterrupt
+    if widths.any():
+        # A condition in the middle of its step.
+        codec.parts[0].parts[-1].loc.sub_(torch.from_numpy(widths / 2))
+    return Encoded(codec)
 
 
 def _widths(workers: Workers, plan: Plan, dither: float | Sequence[float] | str | None) -> np.ndarray:
@@ -230,7 +266,7 @@ def _first_maps(
     """The codec before the first layer; the factor that makes weights integers, the sum of integers worth a row, and the extremes of the data."""
     parts = workers.call("survey", None, np.empty(0, np.int64))
     low, high = np.minimum.reduce([part.low for part in parts]), np.maximum.reduce([part.high for part in parts])
-    constant = np.flatnonzero(high <= low)
+    constant = np.flatnonzero((high <= low) & (widths == 0))
     if len(constant):
         named = ", ".join(_name(plan.source, k) for k in constant[:5])
         raise ValueError(
@@ -285,8 +321,20 @@ def _bounds(bounds: Sequence[tuple[Limit, Limit]] | None, low: np.ndarray, high:
     return Bounds([pair[0] for pair in bounds], [pair[1] for pair in bounds])
 
 
-def _spec(source: RowSource, widths: np.ndarray) -> DataSpec:
-    return DataSpec((source.features,), names=source.names, dequantize=tuple(widths.tolist()) if widths.any() else None)
+def _spec(source: RowSource, widths: np.ndarray, given: DataSpec | None) -> DataSpec:
+    dequantize = tuple(widths.tolist()) if widths.any() else None
+    if given is not None:
+        return given.replace(dequantize=dequantize)
+    return DataSpec((source.features,), names=source.names, dequantize=dequantize)
+
+
+def _noisy(data: Any, seed: int) -> Any:
+    """Data with the noise that their description asks for, drawn once."""
+    if not isinstance(data, Dataset) or not np.any(data.spec.noise):
+        return data
+    spec = data.spec.replace(dequantize=None)
+    x = spec.perturb(data.x, torch.Generator().manual_seed(seed))
+    return Dataset(x, data.c, data.weight, spec=data.spec, name=data.name, synthetic=data.synthetic)
 
 
 def _name(source: RowSource, column: int) -> str:

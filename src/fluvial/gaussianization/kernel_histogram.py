@@ -8,8 +8,8 @@ In all of them −0.0 counts as 0.0, and NaN is counted nowhere: the counts then
 
 import numpy as np
 
-from fluvial.gaussianization.kernel import check_block
-from fluvial.gaussianization.kernel_loops import Engine, compiled, resolve_engine
+from fluvial.codecs.spline_kernel import check_block
+from fluvial.codecs.spline_loops import Engine, compiled, resolve_engine
 
 # The fixed grid.
 LOW, HIGH, BINS = -8.0, 8.0, 4096
@@ -51,8 +51,26 @@ def histogram_(x: np.ndarray, counts: np.ndarray, weight: np.ndarray | None = No
         return
     for row, count in zip(x, counts):
         number = ~np.isnan(row)
-        cell = np.floor(np.clip(row[number], -9, 9) * np.float32(256)).clip(-2049, 2048).astype(np.int64) + 2049
-        _add(count, cell, None if weight is None else weight[number])
+        _add(count, _cells(row[number]), None if weight is None else weight[number])
+
+
+def grid_sums(x: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Sums of a value of every element over the rows that `histogram_` counts in a bin.
+
+    Args:
+        x: Block, float32, shape (D, n).
+        value: Shape (D, n).
+
+    Returns:
+        float64, shape (D, 4098).
+
+    Example:
+        >>> sums = grid_sums(np.float32([[0, 0.001, 1]]), np.array([[1.0, 2.0, 4.0]]))
+        >>> sums[0, sums[0].nonzero()].tolist()
+        [[3.0, 4.0]]
+    """
+    found = [np.bincount(_cells(row), own, BINS + 2) for row, own in zip(x, value)]
+    return np.array(found).reshape(len(x), BINS + 2)
 
 
 def to_keys(x: np.ndarray) -> np.ndarray:
@@ -158,6 +176,11 @@ def refine_histogram_(
         chosen = (slot >= 0) & ~np.isnan(row)
         cell = slot[chosen].astype(np.int64) * size + ((keys[chosen] & np.uint32(0xFFFF)) >> np.uint32(shift))
         _add(count.reshape(-1), cell, None if weight is None else weight[chosen])
+
+
+def _cells(row: np.ndarray) -> np.ndarray:
+    """In which bin of the fixed grid every number lies."""
+    return np.floor(np.clip(row, -9, 9) * np.float32(256)).clip(-2049, 2048).astype(np.int64) + 2049
 
 
 def _add(counts: np.ndarray, cell: np.ndarray, weight: np.ndarray | None) -> None:

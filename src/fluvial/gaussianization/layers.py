@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from fluvial.bases import Normal
-from fluvial.codecs import AnchorWeights, Bijection, Chain, ConditionalSpline, MarginalSpline
+from fluvial.codecs import AnchorWeights, Bijection, Chain, ConditionalSpline, MarginalSpline, ShearedSpline
 from fluvial.codecs.marginal_spline import Knots, Tail
 from fluvial.flow import Flow
 from fluvial.gaussianization import keyed
 from fluvial.gaussianization.conditional import MOST_CLASSES, SAMPLED, Conditioning, anchors_of_kernel, check_classes, network_spline
+from fluvial.gaussianization.joint_layers import choose_lean, fit_sheared, joint_bins
 from fluvial.gaussianization.marginals import Marginal, TailKind, automatic_bins, fit_marginals, probabilities
 from fluvial.gaussianization.raw_counts import raw_coordinates
 from fluvial.gaussianization.rotations import SAMPLE, RotationKind, codec_of, kind_of, matrix_of
@@ -51,17 +53,21 @@ class LayerwiseFit:
         before: First maps: of bounds, and to mean 0 and variance 1.
         settings: How layers are fitted.
         unit: Sum of the integer weights that is worth one row.
+        context: For a joint fit, what Gaussianizes the conditions; the workers hold them as it puts them out.
 
     Attributes:
         codecs: Those of the flow so far: the first maps, then a rotation and splines for every layer.
         history: A row for every layer.
     """
 
-    def __init__(self, workers: Workers, plan: Plan, before: Bijection, settings: Settings, *, unit: float = 1.0) -> None:
+    def __init__(
+        self, workers: Workers, plan: Plan, before: Bijection, settings: Settings, *, unit: float = 1.0, context: nn.Module | None = None
+    ) -> None:
         self.workers = workers
         self.plan = plan
         self.settings = settings
         self.unit = unit
+        self.context = context
         self.codecs: list[list[Any]] = [[before]]
         self.history: list[Row] = []
         self._covariance: np.ndarray | None = None
@@ -97,8 +103,10 @@ class LayerwiseFit:
         splines.set_(*knots)
         return splines
 
-    def _conditional_splines(self, rotation: np.ndarray | None) -> ConditionalSpline:
+    def _conditional_splines(self, rotation: np.ndarray | None) -> ConditionalSpline | ShearedSpline:
         conditioning = self._conditioning()
+        if conditioning == "joint":
+            return self._sheared_splines(rotation)
         if conditioning == "network":
             return self.workers.from_leader(self._network_splines(rotation))
         if conditioning == "classes":
@@ -125,6 +133,17 @@ class LayerwiseFit:
         coordinates = self._coordinates(rotation)
         knots = self._knots(coordinates, min(one.total for one in coordinates) / self.unit)
         return network_spline(x, conditions, knots, bins=knots.x.shape[-1] - 1, tail=self._tail, seed=self._layer_seed())
+
+    def _sheared_splines(self, rotation: np.ndarray | None) -> ShearedSpline:
+        _, x, u = self._sample("joint")
+        lean = self.workers.from_leader(choose_lean(x if rotation is None else rotation @ x, u, self._layer_seed()))
+        cosine = 1 / np.sqrt(1 + (lean**2).sum(1))
+        parts = self.workers.call("count_sheared", rotation, cosine.astype(np.float32), (cosine[:, None] * lean).astype(np.float32))
+        coordinates, shift = _binned(parts), merge([part[3] for part in parts], self.plan.source.blocks)
+        rows = min(one.total for one in coordinates) / self.unit
+        bins = self.settings.bins if self.settings.bins != "auto" else joint_bins(rows)
+        bins = 1 if self.settings.marginal == "affine" else bins
+        return fit_sheared(coordinates, np.asarray(shift), lean, rows=rows, bins=bins, alpha=self.settings.alpha[1])
 
     def _knots(self, coordinates: list[Binned], rows: float, *, bins: int | None = None) -> Knots:
         settings = self.settings
@@ -182,8 +201,9 @@ class LayerwiseFit:
         """The flow of so many first layers."""
         # Copies, as the flow is its user's, in whatever precision.
         parts: list[Any] = [copy.deepcopy(part) for layer in self.codecs[: 1 + (self.layers if layers is None else layers)] for part in layer]
-        condition = self.plan.source.condition_features
-        return Flow(Chain(parts), Normal(self.plan.source.features), condition=condition if condition and self.layers > 0 else None)
+        condition = self.plan.source.condition_features if self.layers > 0 else 0
+        context = copy.deepcopy(self.context) if condition else None
+        return Flow(Chain(parts), Normal(self.plan.source.features), context=context, condition=condition or None)
 
     def _apply(self, added: list[Any], start: float, kind: str) -> None:
         # What is applied are the parameters as they are stored, in single precision.
@@ -228,9 +248,13 @@ class LayerwiseFit:
     def _coordinates(self, rotation: np.ndarray | None) -> list[Binned]:
         if self.layers == 0:
             return raw_coordinates(self.workers, self.plan.source.features, self._probabilities)
-        parts = self.workers.call("count_grid", rotation)
-        counts = np.sum([part[0] for part in parts], 0)
-        return binned_grid(counts, np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts]))
+        return _binned(self.workers.call("count_grid", rotation))
+
+
+def _binned(parts: list[Any]) -> list[Binned]:
+    """Counts and extremes of all workers."""
+    counts = np.sum([part[0] for part in parts], 0)
+    return binned_grid(counts, np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts]))
 
 
 def _matrix(codec: Bijection, features: int) -> np.ndarray:

@@ -209,14 +209,14 @@ def gaussian_scaling(
             for repeat in range(repeats or (8 if dimension <= 32 else 3 if dimension <= 128 else 1)):
                 # Far apart, so that no two experiments share a rotation or a covariance.
                 key = seed * 1_000_003 + dimension * 1009 + repeat
-                needed = _needed(family(dimension, key), factors, seed=key, rotation=rotation)
+                needed = layers_needed(family(dimension, key), factors, seed=key, rotation=rotation)
                 for factor, count in needed.items():
                     counts[factor][dimension].append(count)
         curves += [ScalingCurve.of(name, factor, counts[factor]) for factor in factors]
     return Scaling(curves, rotation, seed)
 
 
-def _needed(covariance: Tensor, factors: Sequence[float], *, seed: int, rotation: str) -> dict[float, float]:
+def layers_needed(covariance: Tensor, factors: Sequence[float], *, seed: int, rotation: str) -> dict[float, float]:
     """The number of the first layer whose loss is not above 1/f of the first, for each f."""
     start = gaussian_loss(covariance)
     largest = max(factors)

@@ -1,26 +1,26 @@
 """The share of the rows that one worker holds, and what it does with them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fluvial.codecs import AnchorWeights, Bijection, ConditionalSpline
-from fluvial.codecs.marginal_spline import Knots, spline_encode
+from fluvial.codecs import Bijection, ConditionalSpline, ShearedSpline
+from fluvial.codecs.marginal_spline import Knots
+from fluvial.codecs.spline_kernel import rotate
+from fluvial.codecs.spline_loops import Engine
 from fluvial.gaussianization import keyed
-from fluvial.gaussianization.kernel import Prepared, Tables, encode_, prepare, rotate
-from fluvial.gaussianization.kernel_histogram import BINS, histogram_, key_histogram_, refine_histogram_
-from fluvial.gaussianization.kernel_loops import Engine
+from fluvial.gaussianization.bending import bending
+from fluvial.gaussianization.kernel_histogram import BINS, grid_sums, histogram_, key_histogram_, refine_histogram_
 from fluvial.gaussianization.sources import BLOCK, RowSource
 from fluvial.gaussianization.store import BlockStore, choose_store
 from fluvial.gaussianization.tree import TreeSum
 
 WEIGHT_STEPS = 2**31  # the largest weight, where weights are not whole numbers, in the integers that are summed in their place
 PART = 2**16  # parts of a row, in which rows are counted that belong to several sets of splines
-PIECE = 1024  # rows whose knots are computed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Layer(NamedTuple):
 
     Attributes:
         rotation: Orthogonal matrix, float32, shape (D, D), or None.
-        splines: Their knots, float32, or the codec whose knots depend on the condition.
+        splines: Their knots, float32, or the codec that depends on the condition.
     """
 
     rotation: np.ndarray | None
-    splines: Knots | ConditionalSpline
+    splines: Knots | ConditionalSpline | ShearedSpline
 
 
 class Survey(NamedTuple):
@@ -120,8 +120,8 @@ class Shard:
             total.add(block, {"number": number, "sum": weight @ x, "square": weight @ (x * x)})
         return total.nodes
 
-    def load(self, before: Bijection, widths: np.ndarray, weight_scale: float) -> None:
-        """Read all rows through the first maps, and keep them as blocks."""
+    def load(self, before: Bijection, widths: np.ndarray, weight_scale: float, context: nn.Module | None = None) -> None:
+        """Read all rows through the first maps, and their conditions through the context, and keep them as blocks."""
         source = self.plan.source
         self.close()
         self._store = store = choose_store(
@@ -141,7 +141,7 @@ class Shard:
             if raw.weight is not None:
                 store.write(block, np.rint(raw.weight * weight_scale).astype(np.int64), "weight")
             if raw.c is not None:
-                store.write(block, np.ascontiguousarray(raw.c.T, dtype=np.float32), "condition")
+                store.write(block, np.ascontiguousarray(_embedded(raw.c, context).T, dtype=np.float32), "condition")
         # From here on the blocks are all that is needed.
         source.release()
 
@@ -189,6 +189,27 @@ class Shard:
             low, high = np.minimum(low, x.min(1)), np.maximum(high, x.max(1))
             part = number / PART
             total.add(block, np.stack([part.sum(1), (part**2).sum(1)]))
+        return counts, low, high, total.nodes
+
+    def count_sheared(
+        self, rotation: np.ndarray | None, cosine: np.ndarray, matrix: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any]]:
+        """Like `count_grid`, of rotated rows times cosines (D,) plus shifts, the product of a matrix (D, f) and the conditions.
+
+        Returns:
+            Counts, extremes, and nodes of the sums of the shifts of the rows counted, of the shape of the counts.
+        """
+        counts = np.zeros((self.plan.source.features, BINS + 2), np.int64)
+        low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+        total = TreeSum()
+        for block, x in self._rotated(rotation):
+            shift = matrix @ self._condition(block)
+            x *= cosine[:, None]
+            x += shift
+            training = self._training(block)
+            histogram_(x, counts, training, engine=self.plan.engine)
+            low, high = np.minimum(low, x.min(1)), np.maximum(high, x.max(1))
+            total.add(block, grid_sums(x, shift if training is None else shift * training.astype(np.float64)))
         return counts, low, high, total.nodes
 
     def conditions(self, limit: int) -> np.ndarray | None:
@@ -313,65 +334,11 @@ def is_training(plan: Plan, numbers: np.ndarray) -> np.ndarray:
     return (numbers < plan.train_rows) & ~keyed.chosen(plan.seed, numbers, plan.held_out, "validation")
 
 
-def bending(splines: Knots | ConditionalSpline, *, engine: Engine) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """What sends a block x (D, n) with conditions c (f, n) through splines in place, and adds the logarithms of their slopes to ladj (n,)."""
-    if not isinstance(splines, ConditionalSpline):
-        tables = prepared(splines)
-        return lambda x, c, ladj: transform_(x, splines, tables, ladj, engine=engine)
-    if isinstance(splines.weights, AnchorWeights) and splines.weights.bandwidth == 0:
-        return _by_class(splines, engine)
-
-    def bend_(x: np.ndarray, c: np.ndarray, ladj: np.ndarray) -> None:
-        # Knots for every row take room; the pieces are the same whatever the workers.
-        for start in range(0, x.shape[1], PIECE):
-            rows = slice(start, start + PIECE)
-            with torch.no_grad():
-                z, added = splines.encode_ladj(*(torch.from_numpy(np.ascontiguousarray(part[:, rows].T)) for part in (x, c)))
-            x[:, rows] = z.numpy().T
-            ladj[rows] += added.double().numpy()
-
-    return bend_
-
-
-def _by_class(splines: ConditionalSpline, engine: Engine) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """Rows of one class after those of another, each through splines of its own."""
-    sets = [Knots(*(None if part is None else part.detach().contiguous() for part in splines.knots_of(k))) for k in range(splines.sets)]
-    tables = [prepared(knots) for knots in sets]
-
-    def bend_(x: np.ndarray, c: np.ndarray, ladj: np.ndarray) -> None:
-        chosen = splines.weights(torch.from_numpy(np.ascontiguousarray(c.T))).argmax(-1).numpy()
-        for k in np.unique(chosen):
-            rows = np.flatnonzero(chosen == k)
-            part, added = np.ascontiguousarray(x[:, rows]), np.zeros(len(rows))
-            transform_(part, sets[k], tables[k], added, engine=engine)
-            x[:, rows] = part
-            ladj[rows] += added
-
-    return bend_
-
-
-def prepared(knots: Knots) -> Prepared:
-    """Knots as the kernel wants them."""
-    return prepare(Tables(*(part.numpy() for part in (knots.x, knots.y, knots.slope))))
-
-
-def transform_(x: np.ndarray, knots: Knots, tables: Prepared, ladj: np.ndarray, *, engine: Engine) -> None:
-    """Send a block (D, n) through splines in place, and add the logarithms of their slopes to ladj (n,)."""
-    if knots.shape is None:
-        encode_(x, tables, ladj, engine=engine)
-        return
-    # The kernel knows straight tails; the few elements that lie in Pareto ones are put right.
-    first, last = knots.x[:, :1].numpy(), knots.x[:, -1:].numpy()
-    coordinate, row = np.nonzero((x < first) | (x > last))
-    beyond = torch.from_numpy(x[coordinate, row]).unsqueeze(-1)
-    encode_(x, tables, ladj, engine=engine)
-    if len(row):
-        own = Knots(*(part[torch.from_numpy(coordinate)] for part in (knots.x, knots.y, knots.slope, knots.shape)))
-        with torch.no_grad():
-            z, log_slope = spline_encode(beyond, own)
-            straight = torch.where(beyond > own.x[:, -1:], own.slope[:, -1:], own.slope[:, :1]).log()
-        x[coordinate, row] = z[:, 0].numpy()
-        np.add.at(ladj, row, (log_slope - straight)[:, 0].double().numpy())
+def _embedded(c: np.ndarray, context: nn.Module | None) -> np.ndarray:
+    if context is None:
+        return c
+    with torch.no_grad():
+        return context(torch.from_numpy(c.astype(np.float32))).numpy()
 
 
 def _mapped(x: np.ndarray, codec: Bijection | None) -> tuple[np.ndarray, np.ndarray]:

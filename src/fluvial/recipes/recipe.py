@@ -12,16 +12,21 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 import fluvial.data
+from fluvial import gaussianization
 from fluvial.data import Dataset, Splits
 from fluvial.flow import Flow
 from fluvial.objectives import Objective
 from fluvial.recipes.complaint import complaint
 from fluvial.recipes.exact_rows import exact_rows
 from fluvial.recipes.spelling import with_named_factors
+from fluvial.study import Study
 from fluvial.training import fit
 
-SECTIONS = ("title", "note", "published", "flow", "data", "objective", "fit", "split")
+SECTIONS = ("title", "note", "published", "flow", "gaussianize", "study", "data", "objective", "fit", "split")
 GIVEN_BY_THE_RUN = {"flow", "data", "objective", "validation", "directory", "resume"}
+# Of a layerwise fit: the data set knows its columns, and fit.seed is the seed of the run.
+GIVEN_TO_LAYERS = {"data", "validation", "columns", "condition", "weight", "seed", "client", "directory", "resume", "on_layer", "on_end", "progress"}
+BUDGETS = ("max_epochs", "max_steps", "max_time")
 
 
 @dataclass
@@ -71,8 +76,9 @@ class Recipe:
             ValueError: In one line, if a key is unknown or a value is not what it must be.
         """
         _check_mapping(name, text)
+        layerwise = _has_layers(text, overrides)
         try:
-            tree = _parser().parse_args([f"--config={with_named_factors(text)}", *overrides])
+            tree = _parser(layerwise=layerwise).parse_args([f"--config={with_named_factors(text)}", *overrides])
         except ArgumentError as error:
             _refuse(name, error)
         tree.pop("config", None)
@@ -101,21 +107,48 @@ class Recipe:
         return self._tree.fit.as_dict()
 
     @property
+    def gaussianize(self) -> dict[str, Any] | None:
+        """Arguments of `fluvial.gaussianization.fit`, where the flow is one that is fitted layer by layer; else None."""
+        if "gaussianize" not in self._tree:
+            return None
+        return {**self._tree.gaussianize.as_dict(), "seed": self._tree.fit.seed}
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it makes a table and no flow."""
+        return self._tree.study is not None
+
+    def study(self) -> Study:
+        """The experiment that makes a table."""
+        return self._built("study")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the flow is trained by gradient: after layers that were fitted, only where the section fit says how long."""
+        return self.gaussianize is None or any(self.fit[name] is not None for name in BUDGETS)
+
+    @property
     def split_seed(self) -> int:
         """Seed of the split into training, validation and test rows."""
         return self._tree.split.seed
 
     def section(self, name: str) -> Any:
         """One of `SECTIONS` as plain values, for comparisons."""
-        value = self._tree[name]
+        value = self._tree.get(name)
         return value.as_dict() if isinstance(value, Namespace) else value
 
     def to_yaml(self) -> str:
         """The whole recipe with every default written out; it parses to the same again."""
-        return _parser().dump(self._tree, skip_unset=False)
+        return _parser(layerwise=self.gaussianize is not None).dump(self._tree, skip_unset=False)
 
     def flow(self) -> Flow:
-        """The flow with fresh weights, the same ones for the same ``fit.seed``."""
+        """The flow with fresh weights, the same ones for the same ``fit.seed``.
+
+        Raises:
+            ValueError: If it is made layer by layer, from the data.
+        """
+        if self.gaussianize is not None:
+            raise ValueError(f"recipe {self.name} has no flow before its layers are fitted")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._tree.fit.seed)
             return self._built("flow")
@@ -123,7 +156,7 @@ class Recipe:
     @property
     def without_data(self) -> bool:
         """Whether it learns from an energy alone."""
-        return self._tree.data is None
+        return self._tree.data is None and not self.is_study
 
     def dataset(self) -> Dataset:
         """All rows; without data, exact samples of the energy, which training does not see.
@@ -195,17 +228,20 @@ class Recipe:
             _refuse(self.name, error, section)
 
 
-TYPES: dict[str, Any] = {"flow": Flow, "data": Dataset | None, "objective": Objective | None}
+TYPES: dict[str, Any] = {"flow": Flow, "study": Study | None, "data": Dataset | None, "objective": Objective | None}
 
 
 @cache
-def _parser() -> ArgumentParser:
+def _parser(*, layerwise: bool = False) -> ArgumentParser:
     parser = ArgumentParser(prog="fluvial fit", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_argument("--title", type=str, default="")
     parser.add_argument("--note", type=str, default="")
     parser.add_argument("--published", type=list[Published], default=[])
     parser.add_argument("--flow", type=TYPES["flow"], default=None)
+    parser.add_argument("--study", type=TYPES["study"], default=None)
+    if layerwise:
+        parser.add_function_arguments(gaussianization.fit, "gaussianize", skip=GIVEN_TO_LAYERS)
     parser.add_argument("--data", type=TYPES["data"], default=None)
     parser.add_argument("--objective", type=TYPES["objective"], default=None)
     parser.add_function_arguments(fit, "fit", skip=GIVEN_BY_THE_RUN)
@@ -216,7 +252,7 @@ def _parser() -> ArgumentParser:
 
 def keys() -> list[str]:
     """The fixed keys of the schema, dotted; class_path and init_args add theirs."""
-    dotted = [action.dest for action in _parser()._actions if not action.dest.endswith(".help")]
+    dotted = [action.dest for action in _parser(layerwise=True)._actions if not action.dest.endswith(".help")]
     return [key for key in dotted if key.partition(".")[0] in SECTIONS]
 
 
@@ -228,7 +264,23 @@ def _names_energy(tree: Any) -> bool:
     return entries.get("energy") is not None or any(map(_names_energy, entries.values()))
 
 
+def _has_layers(text: str, overrides: Sequence[str]) -> bool:
+    """Whether the recipe has the section gaussianize."""
+    return "gaussianize" in yaml.safe_load(text) or any(word.startswith("--gaussianize") for word in overrides)
+
+
 def _check_complete(name: str, tree: Namespace) -> None:
+    if tree.study is not None:
+        others = [section for section in ("flow", "gaussianize", "data", "objective") if tree.get(section) is not None]
+        if others:
+            raise ValueError(f"recipe {name}: a study makes its own flows and data; leave out {', '.join(others)}")
+        return
+    if "gaussianize" in tree:
+        if tree.flow is not None:
+            raise ValueError(f"recipe {name}: gaussianize makes the flow; leave out flow")
+        if tree.data is None:
+            raise ValueError(f"recipe {name}: missing: data")
+        return
     missing = [section for section in ("flow", "data") if tree[section] is None]
     if missing == ["data"] and _names_energy(tree.objective):
         return

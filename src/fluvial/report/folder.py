@@ -1,11 +1,16 @@
 """The page of a run folder."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fluvial.files import write_atomic
-from fluvial.report.html import render
+from fluvial.report.blocks import Section
+from fluvial.report.html import render, render_sections
 from fluvial.report.material import Hints, Material
+from fluvial.report.scaling import scaling_section
+
+if TYPE_CHECKING:
+    from fluvial.runs import Run
 
 
 def write_report(path: Path, output: Path | None = None) -> Path:
@@ -16,7 +21,12 @@ def write_report(path: Path, output: Path | None = None) -> Path:
         what = f"there is no recipe.yaml in {path}" if path.is_dir() else f"there is no folder {path}"
         raise FileNotFoundError(f"report: {what}; fluvial fit makes run folders")
     run = Run(path)
-    recipe, flow = run.recipe(), run.flow()
+    recipe = run.recipe()
+    target = path / "report.html" if output is None else output
+    if recipe.is_study:
+        write_atomic(target, _study_page(run).encode())
+        return target
+    flow = run.flow()
     hints = _hints(path)
     of_history, of_check, of_metrics, of_environment = ([], [], [], [])
     history, check = run.history(of_history), run.read("check.json", of_check, fits=_is_check)
@@ -41,9 +51,17 @@ def write_report(path: Path, output: Path | None = None) -> Path:
         ),
         note=recipe.note,
     )
-    target = path / "report.html" if output is None else output
     write_atomic(target, render(material).encode())
     return target
+
+
+def _study_page(run: "Run") -> str:
+    """The page of a study: its figures and tables, and how it was run."""
+    recipe = run.recipe()
+    result = recipe.study().read(run.path)
+    texts = [("Recipe, with every default", (run.path / "recipe.yaml").read_text(encoding="utf-8"))]
+    how = Section("configuration", "Configuration", f"fluvial fit {run.path / 'recipe.yaml'} does it again.", folded=texts)
+    return render_sections([scaling_section(result), how], title=recipe.title, summary=result.summary(), note=recipe.note)
 
 
 def _hints(path: Path) -> Hints:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from fluvial.report.blocks import Panel
+from fluvial.report.blocks import Panel, Section
 from fluvial.report.material import Material
 from fluvial.report.numbers_in_words import estimate_of, in_words
 from fluvial.report.sections import SECTIONS
@@ -20,16 +21,31 @@ from fluvial.report.tables import beside, name_of, own_figures
 def render(material: Material) -> str:
     """The whole page as text."""
     sections = [section for make in SECTIONS if (section := make(material)) is not None]
+    heading = {"summary": summary(material), "tiles": tiles(material), "verdict": verdict(material)}
+    return render_sections(sections, title=material.title, note=material.note, citation=material.dataset.citation, **heading)
+
+
+def render_sections(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    summary: str,
+    tiles: Sequence[tuple[str, str, str]] = (),
+    verdict: tuple[str, str] = ("", ""),
+    note: str = "",
+    citation: str = "",
+) -> str:
+    """A page of sections, as text."""
     plots = {f"{section.key}-{k}": panel for section in sections for k, panel in enumerate(section.panels)}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("fluvial.report").joinpath("template.html").read_text(encoding="utf-8"))
     return template.render(
-        title=material.title,
-        summary=summary(material),
-        tiles=tiles(material),
-        verdict=verdict(material),
-        note=material.note,
-        citation=material.dataset.citation,
+        title=title,
+        summary=summary,
+        tiles=tiles,
+        verdict=verdict,
+        note=note,
+        citation=citation,
         sections=sections,
         style={key: _style(panel) for key, panel in plots.items()},
         plots={key: _embedded(panel) for key, panel in plots.items()},

@@ -17,6 +17,8 @@ _KNOWN = {
     "dropped",
     "effective",
     "step",
+    "layer",
+    "rotation",
     "epoch",
     "seconds",
     "learning_rate",
@@ -72,15 +74,17 @@ def curves(history: Any, *, best: dict[str, Any] | None = None) -> go.Figure:
             at = {"x0": best["step"], "x1": best["step"], "y0": 0, "y1": 1}
             figure.add_shape(type="line", xref="x", yref=f"y{number} domain", line={"color": INK, "dash": "dot", "width": 1.3}, **at)
     last = f"y{len(panels) if len(panels) > 1 else ''}"
-    title = "step" if best is None else f"step (dotted: best weights, step {best['step']})"
+    unit = "layer" if any("layer" in row for row in rows) else "step"
+    title = unit if best is None else f"{unit} (dotted: best weights, {unit} {best['step']})"
     span = _padded([row["step"] for row in rows])
     return figure.update_layout(xaxis={"title": {"text": title}, "anchor": last, "range": span}, margin=_MARGIN, hovermode="x")
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row with the smallest monitor, or None where none is finite."""
-    finite = [row for row in rows if _is_number(row.get("monitor")) and math.isfinite(row["monitor"])]
-    return min(finite, key=lambda row: row["monitor"]) if finite else None
+    name = "nll" if any("layer" in row for row in rows) else "monitor"  # layers are compared by nothing else
+    finite = [row for row in rows if _is_number(row.get(name)) and math.isfinite(row[name])]
+    return min(finite, key=lambda row: row[name]) if finite else None
 
 
 Curve = tuple[str, str, str]  # key, name, colour

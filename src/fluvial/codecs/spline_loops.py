@@ -18,10 +18,16 @@ Engine = Literal["compiled", "eager"]
 
 # Elements of a layer from which loading numba, or even compiling, is repaid within a fit of some tens of layers.
 WORTH_COMPILING = 2**20
+# Elements that splines have taken one by one in torch until loading numba, half a second or so, would have been repaid.
+WORTH_LOADING = 2**23
 # Elements of a piece: its nine arrays take 18 kB.
 PIECE = 512
 # Slopes in float32 whose product stays within float64.
 PRODUCT = 8
+
+
+_ready: set[str] = set()  # loops that are machine code already
+_waited = 0  # elements that had to do without
 
 
 @functools.cache
@@ -66,6 +72,14 @@ def resolve_engine(engine: Engine | None) -> Engine:
     return engine
 
 
+def repays_loading(elements: int) -> bool:
+    """Whether to send elements through the compiled splines: when they are there, or so many elements went without them that loading is repaid."""
+    global _waited
+    if "spline" not in _ready:
+        _waited += elements
+    return ("spline" in _ready or _waited >= WORTH_LOADING) and has_numba()
+
+
 @functools.cache
 def compiled(name: str) -> Callable[..., None]:
     """The loop of that name as machine code: one compilation, for the one signature it has."""
@@ -92,9 +106,11 @@ def compiled(name: str) -> Callable[..., None]:
     }[name]
     try:
         # A division by zero gives inf, as in NumPy; a test for it would keep the loop from being vectorised.
-        return numba.njit(types.void(*arguments), error_model="numpy", nogil=True, cache=True)(loop)
+        made = numba.njit(types.void(*arguments), error_model="numpy", nogil=True, cache=True)(loop)
     except (RuntimeError, OSError):  # no folder that can be written, or no space in it
-        return numba.njit(types.void(*arguments), error_model="numpy", nogil=True)(loop)
+        made = numba.njit(types.void(*arguments), error_model="numpy", nogil=True)(loop)
+    _ready.add(name)
+    return made
 
 
 def spline(
@@ -107,7 +123,7 @@ def spline(
     inverse: bool,  # noqa: FBT001
     ladj: np.ndarray,
 ) -> None:
-    """Replace x (D, n) by its image and add the log-determinants to ladj (n,), if it is not empty; the tables are those of `kernel.Lookup`."""
+    """Replace x (D, n) by its image and add the log-determinants to ladj (n,), if it is not empty; the tables are those of `spline_kernel.Lookup`."""
     features, rows = x.shape
     zero, one, two, four = np.float32(0), np.float32(1), np.float32(2), np.float32(4)
     tiny = np.float32(1e-37)
