@@ -209,19 +209,21 @@ def bend_(x: np.ndarray, knots: Knots, tables: Prepared, ladj: np.ndarray | None
         return
     # The kernel knows straight tails; the few elements that lie in Pareto ones are put right, from the outer knots alone.
     ends = Knots(*(part[:, [0, -1]] for part in (knots.x, knots.y, knots.slope)), knots.shape)
-    low, high = (ends.y if inverse else ends.x).unsqueeze(-1).unbind(1)
+    outer = (ends.y if inverse else ends.x).numpy()
+    # Of truth values NumPy finds the few that are set several times as fast as torch does.
+    found = np.flatnonzero((x < outer[:, :1]) | (x > outer[:, 1:]))
+    beyond = torch.from_numpy(x.ravel()[found])
+    apply_(x, tables, ladj, engine=engine)
+    if not len(found):
+        return
+    coordinate, row = (torch.from_numpy(part) for part in np.divmod(found, x.shape[1]))
+    own = Knots(*(None if part is None else part[coordinate] for part in ends))
     with torch.no_grad():
-        points = torch.from_numpy(x)
-        coordinate, row = ((points < low) | (points > high)).nonzero(as_tuple=True)
-        beyond = points[coordinate, row].unsqueeze(-1)
-        apply_(x, tables, ladj, engine=engine)
-        if len(row):
-            own = Knots(*(None if part is None else part[coordinate] for part in ends))
-            value, log_slope = _with_tails(beyond, beyond, beyond, own, decode=inverse)
-            points[coordinate, row] = value[:, 0]
-            if ladj is not None:
-                straight = torch.where(beyond[:, 0] > high[coordinate, 0], own.slope[:, 1], own.slope[:, 0]).double().log()
-                torch.from_numpy(ladj).index_add_(0, row, log_slope[:, 0].double() + (straight if inverse else -straight))
+        value, log_slope = (part.squeeze(-1) for part in _with_tails(*(beyond.unsqueeze(-1),) * 3, own, decode=inverse))
+    x.reshape(-1)[found] = value.numpy()
+    if ladj is not None:
+        straight = torch.where(beyond > torch.from_numpy(outer)[coordinate, 1], own.slope[:, 1], own.slope[:, 0]).double().log()
+        torch.from_numpy(ladj).index_add_(0, row, log_slope.double() + (straight if inverse else -straight))
 
 
 def spline_encode(x: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
