@@ -177,7 +177,7 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "fluvi
         (lambda: Flow(Chain([Rotation(2), LU(2)]), Normal(2)), "contains a LU, which the NumPy reader does not know; it knows Standardize"),
         (lambda: Flow(Rotation(2), StudentT(2)), "a standard normal base, got samples of shape .* and StudentT"),
         (lambda: Flow(Standardize((2, 2)), Normal((2, 2))), r"expected vectors .* shape \(2, 2\)"),
-        (lambda: Flow(Rotation(2), Normal(2), condition=1), "takes a condition"),
+        (lambda: Flow(Rotation(2), Normal(2), condition={"energy": (1,), "angle": (2,)}), "a condition that is one vector"),
     ],
 )
 def test_what_cannot_be_exported(flow, message, tmp_path):

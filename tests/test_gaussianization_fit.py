@@ -274,7 +274,7 @@ def test_names_of_columns():
         flow = quickly(frame)
     assert flow.spec.names == ("mass", "charge")
     frame["charge"] = 1
-    with pytest.raises(ValueError, match="column 'charge' holding one value only"):
+    with pytest.raises(ValueError, match="column 'charge' holds one value only"):
         quickly(frame)
 
 
@@ -343,7 +343,7 @@ def nasty(row, column, value):
     [
         (nasty(7, 1, np.nan), {}, "row 7, column 1 is nan"),
         (nasty(7, 1, -np.inf), {}, "row 7, column 1 is -inf"),
-        (nasty(slice(None), 2, 4.0), {}, "column 2 holding one value only; leave them out"),
+        (nasty(slice(None), 2, 4.0), {}, "column 2 holds one value only; leave it out"),
         (nasty(0, 0, 0.0)[:19], {}, "19 rows are too few .* at least 20"),
         (nasty(0, 0, 0.0)[:21], {"validation": 0.1}, "too few"),
         (nasty(0, 0, 0.0)[:0], {}, "there are no rows"),
@@ -354,14 +354,14 @@ def nasty(row, column, value):
         (nasty(0, 0, 0.0), {"rotation": "random"}, "'haar', .* got 'random'"),
         (nasty(0, 0, 0.0), {"marginal": "logistic"}, "marginal is one of 'spline'"),
         (nasty(0, 0, 0.0), {"tail": "light"}, "tail 'pareto', 'gaussian' or 'bounded'"),
-        (nasty(0, 0, 0.0), {"bins": 1}, "bins must be 'auto' or at least 2"),
+        (nasty(0, 0, 0.0), {"bins": 1}, "bins must be 'auto' or a whole number, from 2 to 4096, got 1"),
         (nasty(0, 0, 0.0), {"alpha": 1.5}, "alpha must lie within 0 and 1"),
-        (nasty(0, 0, 0.0), {"max_layers": 0}, "must be positive, got 0 and 15"),
-        (nasty(0, 0, 0.0), {"patience": 0}, "must be positive, got 4 and 0"),
+        (nasty(0, 0, 0.0), {"max_layers": 0}, "max_layers must be a whole number, at least 1, got 0"),
+        (nasty(0, 0, 0.0), {"patience": 0}, "patience must be a whole number, at least 1, got 0"),
         (nasty(0, 0, 0.0), {"validation": 1.0}, "validation must be a share"),
         (nasty(0, 0, 0.0), {"validation": np.ones((5, 2))}, "both need the same columns"),
         (nasty(0, 0, 0.0), {"dither": -1.0}, "widths that are not negative"),
-        (nasty(0, 0, 0.0), {"threads": 0}, "threads must be positive"),
+        (nasty(0, 0, 0.0), {"threads": 0}, "threads must be a whole number, at least 1, got 0"),
     ],
 )
 def test_what_makes_no_sense_is_named(data, options, message):

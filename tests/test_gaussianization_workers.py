@@ -280,11 +280,13 @@ def test_memory_is_that_of_the_process():
 def test_closing_ends_a_pass_that_is_under_way():
     class Slow(Pieces):
         def read(self, start, stop):
-            begun.set()
+            readers.add(threading.get_ident())
+            if len(readers) == 2:  # both threads are at work
+                begun.set()
             time.sleep(0.05)
             return super().read(start, stop)
 
-    begun = threading.Event()
+    begun, readers = threading.Event(), set()
     workers = LocalWorkers(Plan(Slow(ArrayRows(table(3, 8192 * 200)), 10**6), 8192 * 200, 0.0, 0, "eager"), threads=2)
     errors = []
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fluvial.codecs.standardize import wants_fit
 from fluvial.conditions import Condition, leaves, transform
-from fluvial.data import as_dataset
-from fluvial.data.problems import check_finite, check_on_manifold
+from fluvial.data import DataSpec, as_dataset
+from fluvial.data.problems import check_finite, check_on_manifold, check_rank
 from fluvial.flow import Flow
 from fluvial.manifolds import Euclidean, Manifold, Product, SpecialOrthogonal, Sphere, Torus, has_uniform
 from fluvial.metrics.c2st import c2st
@@ -197,6 +197,8 @@ def _likelihood(facts: _Facts) -> list[Row]:
         excess = (found.value - plain.nll) / flow.manifold.dim
         verdict = THRESHOLDS["NLL"].verdict(excess, (2 * found.standard_error + plain.optimism) / flow.manifold.dim)
         nll = _row("NLL", found, verdict, meaning, advice, f"{plain.name} gives {plain.nll:.4g}")
+    if not flow.is_bottleneck and (why := _dependence(facts)):
+        nll = replace(nll, verdict="bad", advice=why)
     share = found.bad_rows / n
     lost = Row(
         "rows without density",
@@ -208,6 +210,17 @@ def _likelihood(facts: _Facts) -> list[Row]:
         found.note,
     )
     return [nll, lost]
+
+
+def _dependence(facts: _Facts) -> str:
+    """Which columns are linear combinations of each other, so that any NLL can be had; nothing where none are."""
+    if not isinstance(facts.flow.manifold, Euclidean):
+        return ""
+    try:
+        check_rank(facts.x.cpu(), DataSpec(tuple(facts.x.shape[1:])))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _inversion(facts: _Facts) -> list[Row]:

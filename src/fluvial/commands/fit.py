@@ -24,7 +24,7 @@ _OVERRIDE = re.compile(r"--(title|note|published|flow|gaussianize|study|data|obj
 # A resumed run is the same run; these may change all the same.
 _FREE_ON_RESUME = (
     *(f"fit.{name}" for name in ("max_epochs", "max_steps", "max_time", "checkpoint_every", "device", "progress")),
-    *(f"gaussianize.{name}" for name in ("max_layers", "patience", "min_gain", "memory", "scratch", "threads")),
+    *(f"gaussianize.{name}" for name in ("max_layers", "patience", "min_gain", "memory", "scratch", "threads", "device")),
 )
 _INTERRUPTED = 130
 

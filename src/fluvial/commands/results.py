@@ -26,7 +26,7 @@ FIGURES = {"nll": "nll", "c2st": "c2st"}
 SECTIONS = ("flow", "gaussianize", "data", "objective", "split", "fit")
 INDIFFERENT = (
     *(f"fit.{name}" for name in ("seed", "device", "progress", "checkpoint_every", "compile")),
-    *("memory", "scratch", "threads", "root", "path", "cache"),
+    *("gaussianize.device", "memory", "scratch", "threads", "root", "path", "cache"),
 )
 DIFFERENCES = 3
 _FILE = re.compile(r"FLUVIAL_DATA .*to a folder with (\S+)")

@@ -100,8 +100,10 @@ def _centres(scaled: np.ndarray, many: int, seed: int) -> tuple[np.ndarray, floa
     """Centres of clusters, and how far the nearest other one typically is."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
-    with warnings.catch_warnings():
+    # Sums over the threads of OpenMP would differ in their last digits with the number of these.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         places = KMeans(many, n_init=1, max_iter=30, random_state=seed % 2**31).fit(scaled).cluster_centers_
     square = ((places[:, None] - places) ** 2).sum(-1)

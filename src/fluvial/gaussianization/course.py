@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from fluvial.config import build, describe
 from fluvial.data import DataSpec
 from fluvial.flow import Flow
 from fluvial.gaussianization.layers import LayerwiseFit
+from fluvial.metrics.estimate import Estimate
 from fluvial.training.checkpoint import Folder, compare, locked
 from fluvial.training.history import History, Row
 from fluvial.training.interruption import Interruption
@@ -61,12 +63,25 @@ class Course:
             self.fitting.workers.jointly(enter)
             yield
 
-    def run(self, *, resume: bool, shown: bool) -> Flow:
-        """Add layers until rows held out gain no more, and give the flow of the best ones."""
+    def run(self, *, resume: bool, shown: bool, interrupted: bool = False) -> Flow:
+        """Add layers until rows held out gain no more, and give the flow of the best ones.
+
+        Args:
+            resume: Go on from the last layer in the folder.
+            shown: Whether to show progress.
+            interrupted: What was to be done before the first layer was interrupted: no layer is added then, and the folder is left as it is.
+        """
         settings, fitting = self.fitting.settings, self.fitting
         begun = time.perf_counter()
+        if interrupted:
+            fitting.begin()
+            self.stopped = "interrupted"
+            if shown:
+                kept = "" if self.directory is None else f"; what is in {self.directory} stays"
+                print(f"0 layers (interrupted while the flow of the condition was fitted){kept}")  # noqa: T201
+            return self._flow()
         self._replay(resume=resume)
-        screen = display(shown, 0.0)
+        screen = display(shown, 0.0, layer_line)
         with Interruption() as interruption:
             try:
                 while not self._ended(interruption):
@@ -191,3 +206,16 @@ class Course:
         if state is None:
             self._folder.clear()
         return state
+
+
+def layer_line(layer: int, train_nll: float, figures: dict[str, float], best: dict[str, Any] | None) -> str:
+    """Layer, NLL of rows held out with its error, or of the training rows where none are, and the best of them so far.
+
+    Example:
+        >>> layer_line(20, 1.18, {"nll": 1.1923, "nll_error": 0.0151}, {"monitor": 1.187, "step": 18})
+        'layer 20 · nll 1.192 ± 0.015 · best 1.187 at 18'
+    """
+    if "nll" not in figures:
+        return f"layer {layer} · train nll {train_nll:.4g}"
+    parts = [f"layer {layer}", f"nll {Estimate(figures['nll'], figures.get('nll_error', math.nan))}"]
+    return " · ".join(parts + ([] if best is None else [f"best {best['monitor']:.4g} at {best['step']}"]))

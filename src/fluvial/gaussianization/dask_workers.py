@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from fluvial.codecs.spline_loops import resolve_engine
+from fluvial.gaussianization.joint_layers import ConditionRows
 from fluvial.gaussianization.parquet_rows import ParquetRows
 from fluvial.gaussianization.shard import Plan
 from fluvial.gaussianization.sources import BLOCK, Appended, ArrayRows, FileArray, Rows, RowSource, Selected
 from fluvial.gaussianization.store import available_memory, parse_size
-from fluvial.gaussianization.workers import LocalWorkers, shares
+from fluvial.gaussianization.workers import Counted, LocalWorkers, combined, shares
 
 _CHANGES = ("load", "apply")  # methods of a shard that change its blocks
 _POLL = 1.0  # seconds between looks at which workers are left
@@ -83,6 +84,10 @@ class DaskWorkers:
         for _, results in self._results((method, args, kwargs)):
             total = sum(results, start=total)
         return total
+
+    def counted(self, method: str, *args: Any) -> Counted:
+        """What the method counts on all shards together."""
+        return combined(self.call(method, *args))
 
     def jointly(self, work: Any) -> list[Any]:
         """What the function returns here."""
@@ -304,6 +309,8 @@ def portable(source: RowSource, blocks: range) -> RowSource:
 
 
 def _on_disk(source: RowSource) -> bool:
+    if isinstance(source, ConditionRows):
+        return _on_disk(source.source)
     if isinstance(source, Appended):
         return _on_disk(source.first) and _on_disk(source.second)
     if isinstance(source, ArrayRows):

@@ -10,7 +10,18 @@ import numpy as np
 import torch
 
 from fluvial.bases import Normal
-from fluvial.codecs import Chain, Codec, Isometry, MarginalSpline, PrincipalAxes, Standardize
+from fluvial.codecs import (
+    AnchorWeights,
+    Chain,
+    Codec,
+    ConditionalSpline,
+    Encoded,
+    Isometry,
+    MarginalSpline,
+    PrincipalAxes,
+    ShearedSpline,
+    Standardize,
+)
 from fluvial.codecs.box import Box
 from fluvial.codecs.marginal_spline import Knots
 from fluvial.files import write_atomic
@@ -27,8 +38,9 @@ def export_numpy(flow: Flow, path: str | os.PathLike[str], *, module: str | os.P
     file without imports but NumPy, of which ``module`` names a place for a copy, so that neither fluvial nor torch need be there.
 
     Args:
-        flow: Without condition, of the codecs Standardize, Bounds, Logit, Softplus, Log, Rotation, Hadamard, TrainableRotation, PrincipalAxes and
-            MarginalSpline, on a standard normal base: what `fit` returns without a condition, as it is or trained further.
+        flow: Of the codecs Standardize, Bounds, Logit, Softplus, Log, Rotation, Hadamard, TrainableRotation, PrincipalAxes, MarginalSpline,
+            ConditionalSpline with AnchorWeights, and ShearedSpline, on a standard normal base; the condition, if any, one vector, as it is or
+            Encoded by these: what `fit` returns but with conditioning="network", as it is or trained further.
         path: Where to; by custom the name ends in .npz.
         module: Where to put the reader, for instance numpy_flow.py.
 
@@ -49,22 +61,34 @@ def export_numpy(flow: Flow, path: str | os.PathLike[str], *, module: str | os.P
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"export_numpy: expected a Flow, got {type(flow).__name__}")
-    if flow.condition is not None or flow.context is not None:
-        raise ValueError("export_numpy: the flow takes a condition, which the NumPy reader does not know; fluvial.save keeps it")
+    condition = flow.condition
+    if condition is not None and (isinstance(condition, dict) or len(condition) != 1):
+        raise ValueError(f"export_numpy: expected a condition that is one vector, got {condition}; fluvial.save keeps it")
+    if flow.context is not None and not isinstance(flow.context, Encoded):
+        raise ValueError(f"export_numpy: the context is a {type(flow.context).__name__}, which the NumPy reader does not know; fluvial.save keeps it")
     shape = flow.manifold.event_shape
     if type(flow.base) is not Normal or len(shape) != 1 or flow.base.manifold.event_shape != shape:
         raise ValueError(f"export_numpy: expected vectors and a standard normal base, got samples of shape {shape} and {type(flow.base).__name__}")
     with torch.no_grad():
-        parts = list(_parts(copy.deepcopy(flow.codec).cpu().double(), torch.finfo(_precision(flow)).eps))
-    numpy_flow.NumpyFlow(shape[0], parts)  # checks them as a reader will
-    arrays = {"format": np.array(numpy_flow.FORMAT), "features": np.array(shape[0]), "kinds": np.array([kind for kind, _ in parts])}
-    for k, (_, own) in enumerate(parts):
-        arrays |= {f"{k}.{name}": array for name, array in own.items()}
+        eps = torch.finfo(_precision(flow)).eps
+        parts = list(_parts(copy.deepcopy(flow.codec).cpu().double(), eps))
+        context = [] if flow.context is None else list(_parts(copy.deepcopy(flow.context.codec).cpu().double(), eps))
+    entries = 0 if condition is None else condition[0]
+    numpy_flow.NumpyFlow(shape[0], parts, condition=entries, context=context)  # checks them as a reader will
+    arrays = {"format": np.array(numpy_flow.FORMAT), "features": np.array(shape[0]), "kinds": _kinds(parts)}
+    arrays |= {} if condition is None else {"condition": np.array(entries), "context": _kinds(context)}
+    for prefix, some in (("", parts), ("c", context)):
+        for k, (_, own) in enumerate(some):
+            arrays |= {f"{prefix}{k}.{name}": array for name, array in own.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
     if module is not None:
         write_atomic(module, Path(numpy_flow.__file__).read_bytes())
+
+
+def _kinds(parts: list[Part]) -> np.ndarray:
+    return np.array([kind for kind, _ in parts], "U8")
 
 
 def _precision(flow: Flow) -> torch.dtype:
@@ -89,10 +113,27 @@ def _parts(codec: Codec, eps: float) -> Iterator[Part]:
         yield "rotation", {"matrix": codec.encode(torch.eye(codec.domain.event_shape[0], dtype=torch.float64)).T.numpy()}
     elif isinstance(codec, MarginalSpline):
         yield "spline", {name: array.numpy() for name, array in zip(Knots._fields, codec.knots) if array is not None}
+    elif isinstance(codec, ShearedSpline):
+        yield (
+            "sheared",
+            {"lean": codec.lean.numpy(), **{name: array.numpy() for name, array in codec.spline.knots._asdict().items() if array is not None}},
+        )
+    elif isinstance(codec, ConditionalSpline) and isinstance(codec.weights, AnchorWeights):
+        weights = codec.weights
+        yield (
+            "anchored",
+            {
+                "anchors": weights.places.numpy(),
+                "scale": weights.scales.numpy(),
+                "bandwidth": np.array(weights.bandwidth),
+                "table": codec.table.numpy(),
+            },
+        )
     else:
+        within = f" of {type(codec.weights).__name__}" if isinstance(codec, ConditionalSpline) else ""
         raise ValueError(
-            f"export_numpy: the flow contains a {type(codec).__name__}, which the NumPy reader does not know; it knows Standardize, Bounds, Logit, "
-            "Softplus, Log, rotations and MarginalSpline"
+            f"export_numpy: the flow contains a {type(codec).__name__}{within}, which the NumPy reader does not know; it knows Standardize, Bounds, "
+            "Logit, Softplus, Log, rotations, MarginalSpline, ShearedSpline, and ConditionalSpline of AnchorWeights"
         )
 
 

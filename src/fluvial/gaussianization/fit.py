@@ -11,26 +11,28 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from fluvial.codecs import Bijection, Bounds, Chain, Encoded, Standardize
+from fluvial.codecs import Bijection, Bounds, Chain, Encoded, Standardize, Whiten
 from fluvial.codecs.spline_loops import choose_engine
 from fluvial.data import Dataset, DataSpec
 from fluvial.flow import Flow
-from fluvial.gaussianization import keyed
+from fluvial.gaussianization.arguments import alpha_of, bins_of, bounds_of, gain_of, seed_of, share_of, whole, widths_of
+from fluvial.gaussianization.columns import dependent_columns, describe_ties, ties_of
 from fluvial.gaussianization.conditional import Conditioning
 from fluvial.gaussianization.course import Course
+from fluvial.gaussianization.device_store import choose_device
+from fluvial.gaussianization.first_look import FirstLook, column_of, first_look, names_of
 from fluvial.gaussianization.joint_layers import ConditionRows
 from fluvial.gaussianization.layers import LayerwiseFit, Settings
 from fluvial.gaussianization.marginals import Marginal, TailKind
 from fluvial.gaussianization.rotations import RotationKind, kind_of
 from fluvial.gaussianization.shard import WEIGHT_STEPS, Plan
 from fluvial.gaussianization.sources import Appended, RowSource, open_rows
+from fluvial.gaussianization.store import parse_size
 from fluvial.gaussianization.tree import merge
 from fluvial.gaussianization.workers import GroupWorkers, LocalWorkers, Workers, in_group, single_threaded, together
 from fluvial.training.history import History, Row
 
 Limit = float | None
-_SURVEYED = 20_000  # rows that are looked at for ties
-_TIED = 0.5  # a column with fewer distinct values than this share of its rows is one of steps
 _ASTRAY = 10.0  # standard deviations, in units of that of the middle two thirds of the rows
 _FEWEST = 20  # training rows
 _CONTEXT_LAYERS = 30
@@ -45,6 +47,7 @@ def fit(
     alpha: float | tuple[float, float] = (0.3, 0.8),
     tail: TailKind | Literal["bounded"] = "pareto",
     bounds: Sequence[tuple[Limit, Limit]] | None = None,
+    whiten: bool = False,
     max_layers: int = 200,
     patience: int = 15,
     min_gain: float = 1e-4,
@@ -59,6 +62,7 @@ def fit(
     memory: int | str | None = None,
     scratch: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    device: str | None = None,
     client: Any = None,
     directory: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -84,11 +88,15 @@ def fit(
         alpha: Shrinkage of the layers towards affine ones, from 0 to 1, for the first layer and for the others: more layers, less variance.
         tail: "pareto" (as heavy as the data's), "gaussian", or "bounded": data within ``bounds`` are first mapped to the whole line.
         bounds: Lower and upper bound of every column, None where there is none; default with "bounded", a little more than the data's range.
+        whiten: Begin with a linear map to principal axes of variance 1: for data that are linear mixtures, above all with ``rotation="ica"``. The
+            first layer then sees those axes, and not the columns.
         max_layers: No more layers than these.
         patience: Stop after so many layers without gain on the rows held out; the layers after the best one are left out.
         min_gain: What counts as one, in nats.
         validation: Share of the rows to hold out, 0 for none, or the rows themselves, in any form ``data`` takes.
-        dither: Width of uniform noise added to columns of steps, one number or one for each column, None for none; "auto" finds columns with ties.
+        dither: Width of uniform noise added to columns of steps, one number or one for each column, None for none; "auto" finds columns with ties
+            and warns: to whole numbers, rounded ones and levels it adds noise as wide as their step; to a column with an atom, such as many zeros,
+            noise of 1 % of the spread of its other values, so that samples so close above the atom stand for it.
         columns: Of a file, those that are x.
         condition: Of a file, those that are the condition.
         weight: Of a file, that of the weights.
@@ -101,6 +109,10 @@ def fit(
         memory: What each process may take, as bytes or "500M": beyond half of it the rows are kept in a scratch file.
         scratch: Folder for that; default the system's.
         threads: How many work in each process; default those of torch.
+        device: Where the rows live, and all passes over them run in torch: "cuda", "cuda:1", "mps", "cpu", or "auto" (a CUDA card if there is one).
+            They must have room there, four bytes per number and ten to eighteen per row. In a process group "cuda" gives each process a card of its
+            own. Rows are read, and first maps fitted, on the processor. None: on the processor, by compiled loops, or in files if memory is short.
+            Devices differ in the last digits; a fit that is resumed may go on with another one.
         client: Dask's, whose workers do the work, or "local" for a cluster on this machine. Without it, and in a process group of torch (torchrun),
             the processes of the group do.
         directory: Folder for checkpoint.pt, history.jsonl and model.safetensors after every layer.
@@ -113,7 +125,9 @@ def fit(
         An ordinary `Flow`, with ``spec``; ``fluvial.fit`` trains it further.
 
     Raises:
-        ValueError: If the data hold numbers that are not finite, columns that are constant, or too few rows; if an argument makes no sense.
+        ValueError: If the data hold numbers that are not finite or not of a size that single precision holds, columns or a condition that are
+            constant, or too few rows (of positive weight); if an argument makes no sense.
+        TypeError: If an argument or the data are of another kind.
 
     References:
         Laparra, Camps-Valls, Malo (2011), "Iterative Gaussianization: from ICA to random rotations", arXiv:1602.00229;
@@ -130,32 +144,44 @@ def fit(
     settings = Settings(
         rotation=rotation,
         marginal=marginal,
-        bins=bins,
-        alpha=(float(alpha), float(alpha)) if isinstance(alpha, int | float) else (float(alpha[0]), float(alpha[1])),
+        bins=bins_of(bins),
+        alpha=alpha_of(alpha),
         tail="gaussian" if tail == "bounded" else tail,
-        max_layers=max_layers,
-        patience=patience,
-        min_gain=min_gain,
+        max_layers=whole(max_layers, "max_layers", least=1),
+        patience=whole(patience, "patience", least=1),
+        min_gain=gain_of(min_gain),
         train_rotations=train_rotations,
         conditioning=conditioning,
-        seed=seed,
+        seed=seed_of(seed),
     )
     _check(settings)
+    threads = None if threads is None else whole(threads, "threads", least=1)
+    share = share_of(validation)
+    if memory is not None:
+        parse_size(memory)
+    if device is not None:
+        _check_device(device, settings, client)
+    place = together(lambda: choose_device(device))
     wishes: dict[str, Any] = {"columns": columns, "condition": condition, "weight": weight}
     given = data.spec if isinstance(data, Dataset) else None
     if given is not None and given.dequantize is not None and isinstance(dither, str):
         dither = given.dequantize
-    plan = together(lambda: _plan(open_rows(_noisy(data, seed), **wishes), validation, seed, wishes))
-    plan = dataclasses.replace(plan, memory=memory, scratch=None if scratch is None else os.fspath(scratch))
-    context = _context(plan, settings, threads, client) if conditioning == "joint" else None
+    plan = together(lambda: _plan(open_rows(_noisy(data, seed), **wishes), validation, share, seed, wishes))
+    # Of another form than the columns: known before they are read.
+    bounds = None if bounds is None else bounds_of(bounds, plan.source.features)
+    given_widths = None if isinstance(dither, str) and dither == "auto" else widths_of(0.0 if dither is None else dither, plan.source.features)
+    plan = dataclasses.replace(plan, memory=memory, scratch=None if scratch is None else os.fspath(scratch), device=place)
+    context, interrupted = _context(plan, settings, threads, client) if conditioning == "joint" else (None, False)
     with contextlib.closing(_workers(plan, threads, client)) as workers, single_threaded():
-        widths = _widths(workers, plan, dither)
-        before, scale, unit, extent = _first_maps(workers, plan, widths, bounds, bounded=tail == "bounded")
+        look = first_look(workers, plan)
+        widths = _widths(look, plan) if given_widths is None else given_widths
+        _warn_of_dependence(look, widths, plan)
+        before, scale, unit = _first_maps(workers, plan, look, widths, bounds, bounded=tail == "bounded", whiten=whiten)
         fitting = LayerwiseFit(workers, plan, before, settings, unit=unit, context=context)
-        course = Course(fitting, _spec(plan.source, widths, given), None if directory is None else Path(directory), extent, on_layer)
+        course = Course(fitting, _spec(plan.source, widths, given), None if directory is None else Path(directory), look.extent, on_layer)
         with course.opened():
             workers.call("load", before, widths, scale, context)
-            flow = course.run(resume=resume, shown=progress and workers.leads)
+            flow = course.run(resume=resume, shown=progress and workers.leads, interrupted=interrupted)
         if on_end is not None:
             on_end(course.history)
         return flow
@@ -173,30 +199,32 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"fit: conditioning is one of {', '.join(map(repr, get_args(Conditioning)))}, got {settings.conditioning!r}")
     if settings.conditioning == "joint" and settings.marginal not in ("spline", "affine"):
         raise ValueError(f"fit: conditioning='joint' fits splines or affine maps, not marginal={settings.marginal!r}; take marginal='spline'")
-    if settings.bins != "auto" and not (isinstance(settings.bins, int) and settings.bins >= 2):
-        raise ValueError(f"fit: bins must be 'auto' or at least 2, got {settings.bins!r}")
-    if not all(0 <= value <= 1 for value in settings.alpha):
-        raise ValueError(f"fit: alpha must lie within 0 and 1, got {settings.alpha}")
-    if settings.max_layers < 1 or settings.patience < 1:
-        raise ValueError(f"fit: max_layers and patience must be positive, got {settings.max_layers} and {settings.patience}")
 
 
-def _plan(source: RowSource, validation: Any, seed: int, wishes: dict[str, Any]) -> Plan:
-    share = validation if isinstance(validation, int | float) else 0.0
-    if not 0 <= share < 1:
-        raise ValueError(f"fit: validation must be a share of the rows within 0 and 1, or rows, got {validation}")
+def _check_device(device: str, settings: Settings, client: Any) -> None:
+    """Refuse what is not done on a device, whether there is one or not."""
+    if client is not None:
+        raise ValueError(
+            f"fit: device={device!r} is not for the workers of Dask, which compute on their processors; leave out device, or start one process "
+            "for each card (torchrun)"
+        )
+    if settings.conditioning == "joint":
+        raise ValueError(f"fit: conditioning='joint' is not done on a device, got device={device!r}; leave it out, or take 'kernel' or 'network'")
+
+
+def _plan(source: RowSource, validation: Any, share: float | None, seed: int, wishes: dict[str, Any]) -> Plan:
     train_rows = source.rows
-    if not isinstance(validation, int | float):
+    if share is None:
         source = Appended(source, open_rows(validation, **(wishes if isinstance(validation, str | os.PathLike) else {})))
-    if train_rows * (1 - share) < _FEWEST:
-        raise ValueError(f"fit: {train_rows} rows are too few to fit marginal distributions to; at least {_FEWEST} are needed for training")
-    return Plan(source, train_rows, float(share), seed, choose_engine(source.rows, source.features))
+    held_out = share or 0.0
+    if train_rows * (1 - held_out) < _FEWEST:
+        less = f" less a share of {held_out:g} that is held out (validation)" if held_out and train_rows >= _FEWEST else ""
+        raise ValueError(f"fit: {train_rows} rows{less} are too few to fit marginal distributions to; at least {_FEWEST} are needed for training")
+    return Plan(source, train_rows, held_out, seed, choose_engine(source.rows, source.features))
 
 
 def _workers(plan: Plan, threads: int | None, client: Any) -> Workers:
     threads = torch.get_num_threads() if threads is None else threads
-    if threads < 1:
-        raise ValueError(f"fit: threads must be positive, got {threads}")
     if client is not None:
         from fluvial.gaussianization.dask_workers import DaskWorkers
 
@@ -206,90 +234,80 @@ def _workers(plan: Plan, threads: int | None, client: Any) -> Workers:
     return LocalWorkers(plan, threads=threads)
 
 
-def _context(plan: Plan, settings: Settings, threads: int | None, client: Any) -> Encoded:
-    """What Gaussianizes the conditions: a flow of their own, fitted to them alone."""
+def _context(plan: Plan, settings: Settings, threads: int | None, client: Any) -> tuple[Encoded, bool]:
+    """What Gaussianizes the conditions: a flow of their own, fitted to them alone; and whether that was interrupted."""
     if not plan.source.condition_features:
         raise ValueError("fit: conditioning='joint', but the data have no condition; give (x, c), or condition= the columns of a file")
     plan = dataclasses.replace(plan, source=ConditionRows(plan.source))
     settings = Settings(bins=settings.bins, alpha=settings.alpha, max_layers=_CONTEXT_LAYERS, seed=settings.seed)
     with contextlib.closing(_workers(plan, threads, client)) as workers, single_threaded(), warnings.catch_warnings():
         # Where conditions are tied noise is needed to fit, but none is added to those that are encoded.
-        warnings.filterwarnings("ignore", "fit: columns with ties")
-        widths = _widths(workers, plan, "auto")
-        before, scale, unit, extent = _first_maps(workers, plan, widths, None, bounded=False)
-        course = Course(LayerwiseFit(workers, plan, before, settings, unit=unit), _spec(plan.source, widths, None), None, extent, None)
+        warnings.filterwarnings("ignore", "fit: columns with")
+        look = first_look(workers, plan)
+        widths = _widths(look, plan)
+        before, scale, unit = _first_maps(workers, plan, look, widths, None)
+        course = Course(LayerwiseFit(workers, plan, before, settings, unit=unit), _spec(plan.source, widths, None), None, look.extent, None)
         workers.call("load", before, widths, scale)
         codec = course.run(resume=False, shown=False).codec
-    if course.stopped == "interrupted":
-        raise KeyboardInterrupt
     if widths.any():
         # A condition in the middle of its step.
         codec.parts[0].parts[-1].loc.sub_(torch.from_numpy(widths / 2))
-    return Encoded(codec)
+    return Encoded(codec), course.stopped == "interrupted"
 
 
-def _widths(workers: Workers, plan: Plan, dither: float | Sequence[float] | str | None) -> np.ndarray:
-    """Width of the noise for every column."""
-    features = plan.source.features
-    if dither is None:
-        return np.zeros(features)
-    if dither != "auto":
-        widths = np.broadcast_to(np.asarray(dither, np.float64), (features,)).copy()
-        if not bool((widths >= 0).all() and np.isfinite(widths).all()):
-            raise ValueError(f"fit: dither must be 'auto', None, or widths that are not negative, got {dither}")
-        return widths
-    numbers = keyed.sample_rows(plan.seed, plan.source.rows, _SURVEYED, "survey")
-    parts = workers.call("survey", None, numbers)
-    sample = np.concatenate([part.sample[1] for part in parts])
-    widths = np.array([_step(column) for column in sample.T])
-    if widths.any():
-        named = ", ".join(f"{_name(plan.source, k)} (steps of {widths[k]:g})" for k in np.flatnonzero(widths)[:5])
+def _widths(look: FirstLook, plan: Plan) -> np.ndarray:
+    """Width of the noise for every column, found by looking at them."""
+    ties = [ties_of(column) for column in look.sample.T]
+    for sentence in describe_ties(ties, names_of(plan.source)):
+        warnings.warn(sentence, stacklevel=3)
+    return np.array([one.width for one in ties])
+
+
+def _warn_of_dependence(look: FirstLook, widths: np.ndarray, plan: Plan) -> None:
+    dependent = dependent_columns(look.sample, widths)
+    if dependent:
+        named = ", ".join(names_of(plan.source)[k] for k in dependent[:6]) + ", …" * (len(dependent) > 6)
         warnings.warn(
-            f"fit: columns with ties get uniform noise as wide as their steps: {named}{', …' if (widths > 0).sum() > 5 else ''}; "
-            "dither=None leaves them as they are",
+            f"fit: columns {named} are linear combinations of each other, so that the data have no density in {plan.source.features} dimensions; "
+            "leave one of them out, or add noise (Dataset(noise=…))",
             stacklevel=3,
         )
-    return widths
-
-
-def _step(column: np.ndarray) -> float:
-    """The step of a column that has ties; 0 where it has none."""
-    values = np.unique(column)
-    if len(values) < 2 or len(values) >= _TIED * len(column):
-        return 0.0
-    return float(np.diff(values).min())
 
 
 def _first_maps(
-    workers: Workers, plan: Plan, widths: np.ndarray, bounds: Sequence[tuple[Limit, Limit]] | None, *, bounded: bool
-) -> tuple[Chain, float, float, list[float]]:
-    """The codec before the first layer; the factor that makes weights integers, the sum of integers worth a row, and the extremes of the data."""
-    parts = workers.call("survey", None, np.empty(0, np.int64))
-    low, high = np.minimum.reduce([part.low for part in parts]), np.maximum.reduce([part.high for part in parts])
+    workers: Workers,
+    plan: Plan,
+    look: FirstLook,
+    widths: np.ndarray,
+    bounds: Sequence[tuple[Limit, Limit]] | None,
+    *,
+    bounded: bool = False,
+    whiten: bool = False,
+) -> tuple[Chain, float, float]:
+    """The codec before the first layer, the factor that makes weights integers, and the sum of integers worth a row."""
+    low, high = look.low, look.high
+    kind, names = column_of(plan.source), names_of(plan.source)
     constant = np.flatnonzero((high <= low) & (widths == 0))
     if len(constant):
-        named = ", ".join(_name(plan.source, k) for k in constant[:5])
-        raise ValueError(
-            f"fit: {'columns' if len(constant) > 1 else 'column'} {named} holding one value only; leave them out (Dataset(drop_constant=True))"
-        )
+        named = ", ".join(names[k] for k in constant[:5]) + ", …" * (len(constant) > 5)
+        hold, them = (f"{kind}s {named} hold", "them") if len(constant) > 1 else (f"{kind} {named} holds", "it")
+        raise ValueError(f"fit: {hold} one value only; leave {them} out{' (Dataset(drop_constant=True))' * (kind == 'column')}")
     codecs: list[Bijection] = []
     if bounds is not None or bounded:
         codecs.append(_bounds(bounds, low, high + widths, plan.source))
     first = codecs[0].double() if codecs else None
-    extremes = workers.call("survey", first, np.empty(0, np.int64)) if codecs else parts
-    centre = (np.minimum.reduce([part.low for part in extremes]) + np.maximum.reduce([part.high for part in extremes])) / 2
-    sums: Any = merge(workers.call("moments", first, centre, widths), plan.source.blocks)
-    number, number2 = sums["number"]
-    if not number > 0:
-        raise ValueError("fit: the weights of the training rows sum to 0")
+    # Bounds map every coordinate by itself, and never from larger to smaller.
+    ends = np.stack([low, high]) if first is None else first.encode(torch.from_numpy(np.stack([low, high]))).numpy()
+    centre = ends.sum(0) / 2
+    sums: Any = merge(workers.call("moments", first, centre, widths, look.heaviest), plan.source.blocks)
+    number, number2, positive = sums["number"]
+    _check_weights(number, number2, positive, whole=look.whole)
     mean = sums["sum"] / number
     sd = np.sqrt(np.maximum(sums["square"] / number - mean**2, 0.0))
     if not bool((sd > 0).all()):
-        raise ValueError(f"fit: column {_name(plan.source, int(np.argmin(sd)))} holds one value only in the training rows; leave it out")
+        raise ValueError(f"fit: {kind} {names[int(np.argmin(sd))]} holds one value only in the training rows; leave it out")
     # A few rows far out would leave no digits of single precision to the others.
-    numbers = keyed.sample_rows(plan.seed, plan.source.rows, _SURVEYED, "scale")
-    some = np.concatenate([part.sample[1] for part in workers.call("survey", None, numbers)])
-    some = some if first is None else first.encode(torch.from_numpy(some)).numpy()
+    some = look.sample if first is None else first.encode(torch.from_numpy(look.sample)).numpy()
     low, middle, high = np.quantile(some, [0.159, 0.5, 0.841], axis=0)
     astray = sd > _ASTRAY * (high - low) / 2
     astray &= high > low
@@ -300,25 +318,42 @@ def _first_maps(
     standardize.scale.copy_(torch.from_numpy(sd).float())
     standardize.is_fitted.fill_(1)
     codecs.append(standardize)
-    largest, whole = max(part.weight[0] for part in parts), all(part.weight[1] for part in parts)
-    if not plan.source.has_weight or (whole and largest <= WEIGHT_STEPS):
-        scale, unit = 1.0, 1.0
-    else:
-        scale = WEIGHT_STEPS / largest
-        unit = scale * number2 / number  # Kish's effective number of rows is (Σw)²/Σw²
-    return Chain(codecs), scale, unit, [*low.tolist(), *high.tolist()]
+    if whiten:
+        noise = widths * np.random.default_rng(plan.seed).random((len(some), len(widths)))
+        whitening = Whiten(plan.source.features).double()
+        whitening.fit_(standardize.encode(torch.from_numpy(some + noise)))
+        codecs.append(whitening.float())
+    if look.whole:
+        return Chain(codecs), 1.0, 1.0
+    # Kish's effective number of rows is (Σw)²/Σw²; weights were counted in units of the largest.
+    return Chain(codecs), WEIGHT_STEPS / look.heaviest, WEIGHT_STEPS * number2 / number
+
+
+def _check_weights(number: float, number2: float, positive: float, *, whole: bool) -> None:
+    """Refuse training rows of too little weight, from the sums of weights, of their squares, and of the rows that have any."""
+    if not number > 0:
+        raise ValueError("fit: the weights of the training rows sum to 0")
+    needed = f"too few to fit marginal distributions to; at least {_FEWEST} are needed"
+    if positive < _FEWEST:
+        raise ValueError(f"fit: only {positive:.0f} of the training rows have a weight above 0, {needed}")
+    # Whole weights are rows that are repeated, and one of them counts as often.
+    if not whole and number**2 / number2 < _FEWEST:
+        raise ValueError(f"fit: by their weights the training rows are worth {number**2 / number2:.3g} rows (Kish's effective number), {needed}")
 
 
 def _bounds(bounds: Sequence[tuple[Limit, Limit]] | None, low: np.ndarray, high: np.ndarray, source: RowSource) -> Bounds:
     if bounds is None:
         margin = (high - low) / source.rows
         return Bounds((low - margin).tolist(), (high + margin).tolist())
-    if len(bounds) != source.features:
-        raise ValueError(f"fit: expected bounds of {source.features} columns, got {len(bounds)}")
     for k, (least, most) in enumerate(bounds):
         if (least is not None and low[k] < least) or (most is not None and high[k] > most):
-            raise ValueError(f"fit: column {_name(source, k)} goes from {low[k]:g} to {high[k]:g}, beyond its bounds {least} and {most}")
+            given = f"{_told(least)} and {_told(most)}"
+            raise ValueError(f"fit: column {names_of(source)[k]} goes from {low[k]:g} to {high[k]:g}, beyond its bounds {given}")
     return Bounds([pair[0] for pair in bounds], [pair[1] for pair in bounds])
+
+
+def _told(bound: Limit) -> str:
+    return "None" if bound is None else f"{bound:g}"
 
 
 def _spec(source: RowSource, widths: np.ndarray, given: DataSpec | None) -> DataSpec:
@@ -335,7 +370,3 @@ def _noisy(data: Any, seed: int) -> Any:
     spec = data.spec.replace(dequantize=None)
     x = spec.perturb(data.x, torch.Generator().manual_seed(seed))
     return Dataset(x, data.c, data.weight, spec=data.spec, name=data.name, synthetic=data.synthetic)
-
-
-def _name(source: RowSource, column: int) -> str:
-    return repr(source.names[column]) if source.names is not None else str(column)

@@ -115,10 +115,8 @@ class LayerwiseFit:
             _, _, conditions = self._sample("kernel")
             weights = anchors_of_kernel(conditions.T, self.plan.train_rows, self._layer_seed())
         sets = len(weights.anchors)
-        parts = self.workers.call("count_conditional", rotation, weights, sets)
-        counts = np.sum([part[0] for part in parts], 0)
-        low, high = np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts])
-        sums: Any = merge([part[3] for part in parts], self.plan.source.blocks)
+        counts, low, high, rest = self.workers.counted("count_conditional", rotation, weights, sets)
+        sums: Any = merge([nodes for (nodes,) in rest], self.plan.source.blocks)
         rows = sums[0] ** 2 / np.maximum(sums[1], 1e-300) if conditioning == "kernel" else sums[0] / self.unit
         check_classes(np.array(weights.anchors), rows)
         bins = self.settings.bins if self.settings.bins != "auto" else automatic_bins(float(rows.min()))
@@ -138,8 +136,9 @@ class LayerwiseFit:
         _, x, u = self._sample("joint")
         lean = self.workers.from_leader(choose_lean(x if rotation is None else rotation @ x, u, self._layer_seed()))
         cosine = 1 / np.sqrt(1 + (lean**2).sum(1))
-        parts = self.workers.call("count_sheared", rotation, cosine.astype(np.float32), (cosine[:, None] * lean).astype(np.float32))
-        coordinates, shift = _binned(parts), merge([part[3] for part in parts], self.plan.source.blocks)
+        matrix = (cosine[:, None] * lean).astype(np.float32)
+        counts, low, high, rest = self.workers.counted("count_sheared", rotation, cosine.astype(np.float32), matrix)
+        coordinates, shift = binned_grid(counts, low, high), merge([nodes for (nodes,) in rest], self.plan.source.blocks)
         rows = min(one.total for one in coordinates) / self.unit
         bins = self.settings.bins if self.settings.bins != "auto" else joint_bins(rows)
         bins = 1 if self.settings.marginal == "affine" else bins
@@ -248,13 +247,7 @@ class LayerwiseFit:
     def _coordinates(self, rotation: np.ndarray | None) -> list[Binned]:
         if self.layers == 0:
             return raw_coordinates(self.workers, self.plan.source.features, self._probabilities)
-        return _binned(self.workers.call("count_grid", rotation))
-
-
-def _binned(parts: list[Any]) -> list[Binned]:
-    """Counts and extremes of all workers."""
-    counts = np.sum([part[0] for part in parts], 0)
-    return binned_grid(counts, np.minimum.reduce([part[1] for part in parts]), np.maximum.reduce([part[2] for part in parts]))
+        return binned_grid(*self.workers.counted("count_grid", rotation)[:3])
 
 
 def _matrix(codec: Bijection, features: int) -> np.ndarray:

@@ -35,6 +35,7 @@ class Plan:
         engine: "compiled" or "eager", for every block of the fit.
         memory: What one process may take, and of that a shard for its blocks, see `choose_store`.
         scratch: Folder of scratch files.
+        device: Of torch, on which the rows live as one tensor; None for blocks in main memory or in a scratch file.
     """
 
     source: RowSource
@@ -44,6 +45,7 @@ class Plan:
     engine: Engine
     memory: int | str | None = None
     scratch: str | None = None
+    device: str | None = None
 
 
 class Layer(NamedTuple):
@@ -66,12 +68,14 @@ class Survey(NamedTuple):
         high: Largest.
         weight: Largest weight, and whether all are whole numbers.
         sample: Row numbers of the subsample that lie here, and these rows, (m,) and (m, D).
+        condition: Smallest and largest entries of the conditions, (f,) each.
     """
 
     low: np.ndarray
     high: np.ndarray
     weight: tuple[float, bool]
     sample: tuple[np.ndarray, np.ndarray]
+    condition: tuple[np.ndarray, np.ndarray]
 
 
 class Shard:
@@ -95,6 +99,7 @@ class Shard:
         """Extremes of the rows after a first map, and some of the raw rows themselves."""
         features = self.plan.source.features
         low, high = np.full(features, np.inf), np.full(features, -np.inf)
+        least, most = (np.full(self.plan.source.condition_features, end) for end in (np.inf, -np.inf))
         largest, whole, rows, numbers = 0.0, True, [], []
         for block in self._each():
             raw = self.plan.source.read_block(block)
@@ -104,19 +109,23 @@ class Shard:
             rows.append(raw.x[here - start].astype(np.float64))
             x = _mapped(raw.x, before)[0]
             low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
+            if raw.c is not None:
+                least, most = np.minimum(least, raw.c.min(0)), np.maximum(most, raw.c.max(0))
             if raw.weight is not None:
                 largest, whole = max(largest, float(raw.weight.max())), whole and bool((raw.weight % 1 == 0).all())
         sampled = (np.concatenate(numbers), np.concatenate(rows)) if rows else (np.empty(0, np.int64), np.empty((0, features)))
-        return Survey(low, high, (largest, whole), sampled)
+        return Survey(low, high, (largest, whole), sampled, (least, most))
 
-    def moments(self, before: Bijection | None, centre: np.ndarray, widths: np.ndarray) -> list[Any]:
-        """Nodes of the sums of the training rows' weights and squared weights, of their distances to a centre, and of the squares of these."""
+    def moments(self, before: Bijection | None, centre: np.ndarray, widths: np.ndarray, heaviest: float = 1.0) -> list[Any]:
+        """Nodes of the sums of the training rows' weights, divided by a number, of their squares, of the rows that have any, of their distances to a
+        centre, and of the squares of these.
+        """
         total = TreeSum()
         for block in self._each():
             raw = self.plan.source.read_block(block)
             x = _mapped(self._dithered(raw.x, block, widths), before)[0] - centre
-            weight = np.where(self.is_training(block), 1.0 if raw.weight is None else raw.weight, 0.0)
-            number = np.array([weight.sum(), weight @ weight])
+            weight = np.where(self.is_training(block), 1.0 if raw.weight is None else raw.weight / heaviest, 0.0)
+            number = np.array([weight.sum(), weight @ weight, np.count_nonzero(weight)])
             total.add(block, {"number": number, "sum": weight @ x, "square": weight @ (x * x)})
         return total.nodes
 
@@ -124,15 +133,7 @@ class Shard:
         """Read all rows through the first maps, and their conditions through the context, and keep them as blocks."""
         source = self.plan.source
         self.close()
-        self._store = store = choose_store(
-            self.blocks,
-            source.rows,
-            source.features,
-            memory=self.plan.memory,
-            folder=self.plan.scratch,
-            condition_features=source.condition_features,
-            has_weight=source.has_weight,
-        )
+        self._store = store = self._new_store()
         for block in self._each():
             raw = source.read_block(block)
             z, ladj = _mapped(self._dithered(raw.x, block, widths), before)
@@ -279,6 +280,18 @@ class Shard:
             if self._stopped:
                 raise RuntimeError("Shard: stopped")
             yield block
+
+    def _new_store(self) -> BlockStore:
+        source = self.plan.source
+        return choose_store(
+            self.blocks,
+            source.rows,
+            source.features,
+            memory=self.plan.memory,
+            folder=self.plan.scratch,
+            condition_features=source.condition_features,
+            has_weight=source.has_weight,
+        )
 
     def _stored(self) -> BlockStore:
         if self._store is None:

@@ -9,11 +9,13 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from fluvial.gaussianization.device_shard import DeviceShard
+from fluvial.gaussianization.device_store import exact_products
 from fluvial.gaussianization.shard import Plan, Shard
 from fluvial.gaussianization.sources import RowSource
 from fluvial.gaussianization.store import available_memory, block_bytes, parse_size
@@ -22,6 +24,23 @@ _POLL = 0.2  # seconds between looks at whether someone pressed Ctrl-C
 _THREAD_BYTES = 2**26  # what a thread needs for the batch of a Parquet file, and for counts
 _THREAD_BLOCKS = 8  # and for blocks in hand, some in double precision
 _COMPARED = 1000  # rows by which processes know that they hold the same data
+_MENDS = {"engine": "install numba in all environments or in none", "device": "all must compute on the same kind of device"}
+
+
+class Counted(NamedTuple):
+    """What several shards have counted: arrays of one shape that are summed, extremes, and what else they found.
+
+    Attributes:
+        counts: Sum of the counts, int64.
+        low: Smallest values.
+        high: Largest.
+        rest: Of every shard what it returned after these, in the order of their blocks.
+    """
+
+    counts: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    rest: list[tuple[Any, ...]]
 
 
 class Workers(Protocol):
@@ -33,6 +52,10 @@ class Workers(Protocol):
 
     def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
         """The sum over all shards of the whole numbers that the method returns."""
+        ...
+
+    def counted(self, method: str, *args: Any) -> Counted:
+        """What the method counts on all shards together."""
         ...
 
     def jointly(self, work: Callable[[], Any]) -> list[Any]:
@@ -72,11 +95,16 @@ class LocalWorkers:
         each = _THREAD_BYTES + _THREAD_BLOCKS * block_bytes(plan.source.features, condition_features=plan.source.condition_features)
         # Half of the memory is for blocks, the other for reading and counting them.
         threads = max(1, min(threads, len(blocks), memory // 2 // each))
+        if plan.device is not None and torch.device(plan.device).type != "cpu":
+            threads = 1  # a card has one queue
         plan = dataclasses.replace(plan, memory=max(1, memory // threads))
         # A reader of its own for each: they are at different places of a file.
-        self.shards = [Shard(dataclasses.replace(plan, source=reader_of(plan.source)), part) for part in shares(blocks, threads)]
+        kind = Shard if plan.device is None else DeviceShard
+        self.shards = [kind(dataclasses.replace(plan, source=reader_of(plan.source)), part) for part in shares(blocks, threads)]
         self._open = contextlib.ExitStack()
         self._open.enter_context(_limited_products())
+        if plan.device is not None:
+            self._open.enter_context(exact_products())
         self._pool = ThreadPoolExecutor(threads, "fluvial", torch.set_num_threads, (1,))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -86,6 +114,10 @@ class LocalWorkers:
     def total(self, method: str, *args: Any, **kwargs: Any) -> np.ndarray:
         """The sum over all shards."""
         return sum(self._results(method, args, kwargs), start=np.zeros((), np.int64))
+
+    def counted(self, method: str, *args: Any) -> Counted:
+        """What the method counts on all shards together."""
+        return combined(self._results(method, args, {}))
 
     def _results(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         futures = [self._pool.submit(getattr(shard, method), *args, **kwargs) for shard in self.shards]
@@ -150,6 +182,15 @@ class GroupWorkers:
         # A sum of whole numbers is the same in any order, and needs no list of everyone's.
         self._dist.all_reduce(torch.from_numpy(total))
         return total
+
+    def counted(self, method: str, *args: Any) -> Counted:
+        """What the method counts on all shards of all processes together."""
+        found = together(lambda: self._local.counted(method, *args))
+        # A sum of whole numbers, and the extremes of any numbers, are the same in any order.
+        reduce = self._dist.ReduceOp
+        for array, operation in ((found.counts, reduce.SUM), (found.low, reduce.MIN), (found.high, reduce.MAX)):
+            self._dist.all_reduce(torch.from_numpy(array), operation)
+        return found._replace(rest=[one for part in self.jointly(lambda: found.rest) for one in part])
 
     def jointly(self, work: Callable[[], Any]) -> list[Any]:
         """What the function returns in every process."""
@@ -240,6 +281,7 @@ def _outline(plan: Plan) -> dict[str, Any]:
         "validation": plan.held_out,
         "seed": plan.seed,
         "engine": plan.engine,
+        "device": None if plan.device is None else torch.device(plan.device).type,
         "first rows": digest.hexdigest()[:16],
     }
 
@@ -248,8 +290,14 @@ def _refuse_differences(outlines: list[dict[str, Any]]) -> None:
     for rank, outline in enumerate(outlines):
         for name, value in outline.items():
             if value != outlines[0][name]:
-                mend = "install numba in all environments or in none" if name == "engine" else "every process must be given all the data"
+                mend = _MENDS.get(name, "every process must be given all the data")
                 raise ValueError(f"fit: {name} is {outlines[0][name]} in process 0 and {value} in process {rank}; {mend}")
+
+
+def combined(parts: list[tuple[Any, ...]]) -> Counted:
+    """Counts, extremes and the rest of several shards as one."""
+    counts, low, high, *_ = zip(*parts)
+    return Counted(np.sum(counts, 0), np.minimum.reduce(low), np.maximum.reduce(high), [part[3:] for part in parts])
 
 
 def shares(blocks: range, workers: int) -> list[range]:

@@ -11,10 +11,11 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import validate_data
 
+from fluvial.gaussianization.columns import ties_of
+
 Constant = Literal["drop", "raise"]
 _NOT_NUMBERS = ("category", "categorical", "enum", "str", "date", "time", "duration", "period", "interval")  # how dtypes of frames are called
 _SURVEYED = 20_000  # rows that are looked at for ties
-_TIED = 0.5  # a column with fewer distinct values than this share of its rows is one of steps
 _REPEATED = 10  # whole weights repeat rows as long as there are so many times as many rows after it, or
 _FEW = 100_000  # no more than these
 
@@ -173,7 +174,7 @@ def steps(estimator: BaseEstimator, x: np.ndarray, columns: np.ndarray, dither: 
         raise ValueError(f"{type(estimator).__name__}: dither must be 'auto', None, or widths, got {dither!r}")
     if len(x) > _SURVEYED:
         x = x[np.random.default_rng(seed).choice(len(x), _SURVEYED, replace=False)]
-    widths = np.array([_step(column) for column in x.T.astype(np.float64)])
+    widths = np.array([_width(column) for column in x.T.astype(np.float64)])
     if widths.any():
         some = np.flatnonzero(widths)
         named = ", ".join(f"{name_of(estimator, int(columns[k]))} (steps of {widths[k]:g})" for k in some[:5])
@@ -185,10 +186,10 @@ def steps(estimator: BaseEstimator, x: np.ndarray, columns: np.ndarray, dither: 
     return widths
 
 
-def _step(column: np.ndarray) -> float:
-    """The step of a column that has ties; 0 where it has none."""
-    values = np.unique(column)
-    return 0.0 if len(values) < 2 or len(values) >= _TIED * len(column) else float(np.diff(values).min())
+def _width(column: np.ndarray) -> float:
+    """Width of the noise that makes a column continuous: of repeated rows too, to which a flow cannot be trained otherwise."""
+    ties = ties_of(column)
+    return float(np.diff(np.unique(column)).min()) if ties.kind == "repeated" else ties.width
 
 
 def as_given(values: np.ndarray, given: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from fluvial.metrics.estimate import Estimate
@@ -11,6 +12,9 @@ INTERVAL = 0.5
 QUIET_STEPS = 10
 FIGURES = 4
 FIRST = ("nll", "reconstruction")
+
+
+Line = Callable[[int, float, dict[str, float], dict[str, Any] | None], str]
 
 
 class Display(Protocol):
@@ -45,7 +49,8 @@ class Silent:
 class Bar:
     """A progress bar on a terminal, rewritten at most twice a second."""
 
-    def __init__(self, fraction: float) -> None:
+    def __init__(self, fraction: float, text: Line) -> None:
+        self._text = text
         # Comes with Lightning, and is not worth loading before it.
         from tqdm.std import tqdm
 
@@ -60,7 +65,7 @@ class Bar:
             return
         self._next = now + INTERVAL
         self._bar.n = fraction
-        self._bar.set_description_str(line(step, loss, figures, best))
+        self._bar.set_description_str(self._text(step, loss, figures, best))
 
     def note(self, text: str) -> None:
         """A line above the bar."""
@@ -75,14 +80,15 @@ class Bar:
 class Lines:
     """Where there is no terminal: a line at every tenth of the way."""
 
-    def __init__(self, fraction: float) -> None:
+    def __init__(self, fraction: float, text: Line) -> None:
+        self._text = text
         self._next = math.floor(fraction * QUIET_STEPS) + 1
 
     def update(self, step: int, fraction: float, loss: float, figures: dict[str, float], best: dict[str, Any] | None) -> None:
         """Write a line, if another tenth is done."""
         if fraction * QUIET_STEPS >= self._next:
             self._next = math.floor(fraction * QUIET_STEPS) + 1
-            self.note(f"{fraction:4.0%}  {line(step, loss, figures, best)}")
+            self.note(f"{fraction:4.0%}  {self._text(step, loss, figures, best)}")
 
     def note(self, text: str) -> None:
         """A line of its own."""
@@ -90,13 +96,6 @@ class Lines:
 
     def close(self) -> None:
         """Nothing to do."""
-
-
-def display(shown: bool, fraction: float) -> Display:  # noqa: FBT001
-    """The display that suits standard error."""
-    if not shown:
-        return Silent()
-    return Bar(fraction) if sys.stderr.isatty() else Lines(fraction)
 
 
 def line(step: int, loss: float, figures: dict[str, float], best: dict[str, Any] | None) -> str:
@@ -113,3 +112,10 @@ def line(step: int, loss: float, figures: dict[str, float], best: dict[str, Any]
     shown.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     parts += [f"{name} {Estimate(figures[name], figures.get(f'{name}_error', math.nan))}" for name in shown[:FIGURES]]
     return " · ".join(parts)
+
+
+def display(shown: bool, fraction: float, text: Line = line) -> Display:  # noqa: FBT001
+    """The display that suits standard error; ``text`` is what it says."""
+    if not shown:
+        return Silent()
+    return Bar(fraction, text) if sys.stderr.isatty() else Lines(fraction, text)
