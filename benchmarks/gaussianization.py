@@ -1,7 +1,8 @@
 """Gaussianization beside other packages, beside its own parts, and beside a copy of the memory.
 
 Peers: fit and scores with the same number of layers on the same rows, in turns with ours, one thread; scores on all cores too. A peer is tried with
-more and more rows, up to 100 000 x 32, as long as its fit takes no more than 600 CPU seconds; the figures are those of the largest size it finished. Nothing is extrapolated.
+more and more rows, up to 100 000 x 32, as long as its fit takes no more than 600 CPU seconds; the figures are those of the largest size it finished.
+Nothing is extrapolated.
 Throughput: what a fit does with a block, as in `gaussianization_kernel.py`; whole layers within a real fit; scores of a fitted flow.
 Normalisation: the integral of fitted densities over the plane, on moons. Times are process CPU times; wall-clock times are recorded beside them.
 

@@ -17,7 +17,7 @@ from fluvial.data import Dataset, DataSpec
 from fluvial.flow import Flow
 from fluvial.gaussianization.arguments import alpha_of, bins_of, bounds_of, gain_of, seed_of, share_of, whole, widths_of
 from fluvial.gaussianization.columns import dependent_columns, describe_ties, ties_of
-from fluvial.gaussianization.conditional import Conditioning
+from fluvial.gaussianization.conditional import MOST_CLASSES, Conditioning
 from fluvial.gaussianization.course import Course
 from fluvial.gaussianization.device_store import choose_device
 from fluvial.gaussianization.first_look import FirstLook, column_of, first_look, names_of
@@ -103,7 +103,8 @@ def fit(
         conditioning: How the splines follow the condition, where there is one: "classes" (splines of their own for each of few different conditions,
             in rotations they share), "kernel" (fitted around anchors, and averaged with weights that fall off with the distance), "network"
             (weights from a network that is trained in every layer), "joint" (splines along lines that lean towards the condition, which a flow of its
-            own Gaussianizes: the fit of a block-triangular map of both), "auto" (the first where it can be, else the second).
+            own Gaussianizes: the fit of a block-triangular map of both), "auto" (classes where there are few different conditions, else joint for
+            several condition columns and a kernel for one).
         train_rotations: Make the rotations trainable ones, for `fluvial.fit`.
         seed: Of rows held out, rotations and dithering.
         memory: What each process may take, as bytes or "500M": beyond half of it the rows are kept in a scratch file.
@@ -171,7 +172,8 @@ def fit(
     bounds = None if bounds is None else bounds_of(bounds, plan.source.features)
     given_widths = None if isinstance(dither, str) and dither == "auto" else widths_of(0.0 if dither is None else dither, plan.source.features)
     plan = dataclasses.replace(plan, memory=memory, scratch=None if scratch is None else os.fspath(scratch), device=place)
-    context, interrupted = _context(plan, settings, threads, client) if conditioning == "joint" else (None, False)
+    settings = dataclasses.replace(settings, conditioning=together(lambda: _conditioning(plan, settings)))
+    context, interrupted = _context(plan, settings, threads, client) if settings.conditioning == "joint" else (None, False)
     with contextlib.closing(_workers(plan, threads, client)) as workers, single_threaded():
         look = first_look(workers, plan)
         widths = _widths(look, plan) if given_widths is None else given_widths
@@ -221,6 +223,15 @@ def _plan(source: RowSource, validation: Any, share: float | None, seed: int, wi
         less = f" less a share of {held_out:g} that is held out (validation)" if held_out and train_rows >= _FEWEST else ""
         raise ValueError(f"fit: {train_rows} rows{less} are too few to fit marginal distributions to; at least {_FEWEST} are needed for training")
     return Plan(source, train_rows, held_out, seed, choose_engine(source.rows, source.features))
+
+
+def _conditioning(plan: Plan, settings: Settings) -> Conditioning:
+    """What "auto" comes to, as far as it must be known at once: a joint fit where anchors would not fill the space of the conditions."""
+    possible = settings.conditioning == "auto" and settings.marginal in ("spline", "affine") and plan.device is None
+    if not possible or plan.source.condition_features < 2:
+        return settings.conditioning
+    conditions = plan.source.read_block(0)[1]
+    return "joint" if conditions is not None and len(np.unique(conditions, axis=0)) > MOST_CLASSES else "auto"
 
 
 def _workers(plan: Plan, threads: int | None, client: Any) -> Workers:
