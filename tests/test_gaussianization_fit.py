@@ -450,7 +450,7 @@ def test_without_resume_it_starts_afresh(tmp_path):
         (moons(1000, seed=0).x, {"rotation": "haar"}, "rotation was auto and is haar now"),
         (moons(1001, seed=0).x, {}, "rows was 1000 and is 1001 now"),
         (moons(1000, seed=1).x, {}, "extremes of the data was"),
-        (moons(1000, seed=0).x.flip(0), {}, "first rows was"),
+        (moons(1000, seed=0).x.flip(0), {}, "digest of the data was"),
         (moons(1000, seed=0).x, {"validation": 0.2}, "held out was"),
         (moons(1000, seed=0).x, {"dither": 0.01}, "(dither|extremes of the data) was"),
         (moons(1000, seed=0).x, {"bounds": [(-9.0, 9.0), (-9.0, 9.0)]}, "(first maps|extremes of the data) was"),

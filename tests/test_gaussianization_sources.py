@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from fluvial.data import Dataset
 from fluvial.gaussianization.parquet_rows import ParquetRows
 from fluvial.gaussianization.sources import BLOCK, Appended, ArrayRows, FileArray, Rows, RowSource, open_rows
 from fluvial.manifolds import Sphere
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*left out, as they hold no numbers")
 
 N, D = 25_000, 3
 
@@ -424,3 +427,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     np.save(tmp_path / "x.npy", np.ones((1_000_000, 15), np.float32))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.npy")], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 10_000  # kB, of 60 000
+
+
+def test_columns_of_text_are_left_out_with_a_word(tmp_path):
+    parquet.write_table(pa.table({"a": np.arange(5.0), "kind": ["x"] * 5}), tmp_path / "rows.parquet")
+    with pytest.warns(UserWarning, match=r"left out, as they hold no numbers: 'kind' \(string\); columns= says which are meant"):
+        assert open_rows(tmp_path / "rows.parquet").features == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_rows(tmp_path / "rows.parquet", columns=["a"]).features == 1

@@ -11,7 +11,7 @@ from fluvial import recipes
 from fluvial.cli import main
 from fluvial.recipes.recipe import Recipe
 
-TINY = ["--fit.max_steps", "1", "--fit.batch_size", "64", "--fit.validation_points", "64", "--flow.blocks", "1"]
+TINY = ["--fit.max_steps", "1", "--fit.batch_size", "64", "--fit.validation_points", "64"]
 NARROW = {"fluvial.flows.free_form": ["--flow.width", "8"]}
 MINE = """
 title: mine
@@ -46,7 +46,7 @@ def few_rows(recipe):
     return ["--data.n", "1000", *(["--data.held_out", "null"] if "held_out" in data["init_args"] else [])]
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", [name for name in recipes.names() if not Recipe.parse(name, recipes.text(name)).is_study])
 def test_every_recipe_takes_a_step(name, tmp_path, request, monkeypatch, capsys):
     recipe = Recipe.parse(name, recipes.text(name))
     small = few_rows(recipe)
@@ -58,7 +58,7 @@ def test_every_recipe_takes_a_step(name, tmp_path, request, monkeypatch, capsys)
             pytest.skip(str(error))
     run = tmp_path / "run"
     if recipe.gaussianize is None:
-        narrow = NARROW.get(recipe.section("flow")["class_path"], ["--flow.hidden", "[8]"])
+        narrow = ["--flow.blocks", "1", *NARROW.get(recipe.section("flow")["class_path"], ["--flow.hidden", "[8]"])]
     else:
         narrow = ["--gaussianize.max_layers", "1"]
     assert main(["fit", name, "-o", str(run), *TINY, *narrow, *small, "--fit.progress", "false"]) == 0
@@ -169,7 +169,7 @@ def test_a_wrong_override_is_named_in_one_line(overrides, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a mapping with the keys title, note, published, flow, data, objective, fit, split, got nothing"),
+        ("", "expected a mapping with the keys title, note, published, flow, gaussianize, study, data, objective, fit, split, got nothing"),
         ("- flow", "got list"),
         ("flow: [\n", "no valid YAML in line 2"),
         ("title: x", "missing: flow, data"),

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         from fluvial.data import DataSpec
 
         flow.spec = DataSpec(flow.manifold.event_shape, manifold=flow.manifold, condition=flow.condition)
-    elif splits is not None:
+    elif splits is not None and flow is not None:  # what layers need is asked where they are fitted
         splits.train.check()
 
     from fluvial.training.settings import training_device

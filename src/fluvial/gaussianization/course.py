@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from fluvial.config import build, describe
 from fluvial.data import DataSpec
 from fluvial.flow import Flow
+from fluvial.gaussianization.first_look import FirstLook
 from fluvial.gaussianization.layers import LayerwiseFit
 from fluvial.metrics.estimate import Estimate
 from fluvial.training.checkpoint import Folder, compare, locked
@@ -20,6 +20,7 @@ from fluvial.training.history import History, Row
 from fluvial.training.interruption import Interruption
 from fluvial.training.progress import display
 
+_AGREE = 5e-3  # of NLLs of the same rows under the same layers, on whatever machine or device
 _FREE = ("max_layers", "patience", "min_gain")  # may be others when a fit is resumed
 
 
@@ -30,7 +31,7 @@ class Course:
         fitting: Whose layers are added.
         spec: Of the data.
         directory: Folder for checkpoint.pt, history.jsonl and model.safetensors, or None.
-        extent: Smallest and largest value of every column, by which a resumed fit knows its data.
+        look: At the rows, by which a resumed fit knows its data.
         on_layer: Called with every row.
 
     Attributes:
@@ -39,12 +40,12 @@ class Course:
     """
 
     def __init__(
-        self, fitting: LayerwiseFit, spec: DataSpec, directory: Path | None, extent: list[float], on_layer: Callable[[Row], None] | None
+        self, fitting: LayerwiseFit, spec: DataSpec, directory: Path | None, look: FirstLook, on_layer: Callable[[Row], None] | None
     ) -> None:
         self.fitting = fitting
         self.spec = spec
         self.directory = directory
-        self.extent = extent
+        self.look = look
         self.on_layer = on_layer
         self.best = 0
         self.stopped = ""
@@ -134,17 +135,13 @@ class Course:
         """What must be the same for a fit to go on to the same bits."""
         plan = self.fitting.plan
         settings = {name: value for name, value in dataclasses.asdict(self.fitting.settings).items() if name not in _FREE}
-        first = hashlib.sha256()
-        for part in plan.source.read_block(0):
-            if part is not None:
-                first.update(part.tobytes())
         return {
             **settings,
             "alpha": list(self.fitting.settings.alpha),
             "rows": plan.source.rows,
             "features": plan.source.features,
-            "extremes of the data": self.extent,
-            "first rows": first.hexdigest()[:16],
+            "extremes of the data": self.look.extent,
+            "digest of the data": self.look.digest,
             "training rows": plan.train_rows,
             "held out": plan.held_out,
             "dither": None if self.spec.dequantize is None else list(self.spec.dequantize),
@@ -183,14 +180,17 @@ class Course:
         if "gaussianization" not in state:
             raise ValueError(f"fit: {path / 'checkpoint.pt'} is not of a layerwise fit; use resume=False to start afresh")
         compare(state["gaussianization"], self._fingerprint, path)
-        flow = build(state["config"])
-        flow.load_state_dict(state["state"])
-        parts = iter(flow.codec.parts)
-        grouped = [[next(parts) for _ in range(size)] for size in state["layers"]]
+        grouped = _layers_of(state, path)
         self.fitting.codecs = grouped[:1]
         self.fitting.begin()
         for layer in grouped[1:]:
             self.fitting.replay(layer)
+        for now, then in zip(self.fitting.history, state["history"]):
+            if not abs(now["train_nll"] - then["train_nll"]) <= _AGREE * (1 + abs(then["train_nll"])):
+                raise ValueError(
+                    f"fit: {path / 'checkpoint.pt'} is damaged: after layer {now['layer']} the NLL of the training rows is {now['train_nll']:.6g}, "
+                    f"where it was {then['train_nll']:.6g}; use resume=False to start afresh"
+                )
         # The seconds and names are those of the first time.
         self.fitting.history = state["history"]
         for row in state["history"][1:]:
@@ -206,6 +206,26 @@ class Course:
         if state is None:
             self._folder.clear()
         return state
+
+
+def _layers_of(state: dict[str, Any], path: Path) -> list[list[Any]]:
+    """The codecs of a checkpoint, layer by layer.
+
+    Raises:
+        ValueError: If they are not all there.
+    """
+    try:
+        flow = build(state["config"])
+        flow.load_state_dict(state["state"])
+        parts = list(flow.codec.parts)
+        sizes, history = state["layers"], state["history"]
+        if sum(sizes) != len(parts) or len(history) != len(sizes) or not all(math.isfinite(row["train_nll"]) for row in history):
+            raise ValueError(f"{len(parts)} parts and {len(history)} rows for layers of {sizes}")
+        found = iter(parts)
+        return [[next(found) for _ in range(size)] for size in sizes]
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"fit: {path / 'checkpoint.pt'} is not a whole checkpoint ({reason}); use resume=False to start afresh") from None
 
 
 def layer_line(layer: int, train_nll: float, figures: dict[str, float], best: dict[str, Any] | None) -> str:

@@ -128,13 +128,17 @@ class DeviceShard(Shard):
         return sums.nodes()
 
     def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Of the rows with these numbers (sorted) those that are here, as they stand: numbers (m,), values (D, m), conditions (f, m) or None."""
+        """Of the rows with these numbers (sorted) those that are here and have weight: numbers (m,), values (D, m), conditions (f, m) or None."""
         first, last = np.searchsorted(numbers, [self.blocks.start * BLOCK, self.blocks.stop * BLOCK])
-        here = torch.from_numpy(numbers[first:last] - self.blocks.start * BLOCK).to(self.device)
+        numbers = numbers[first:last]
+        here = torch.from_numpy(numbers - self.blocks.start * BLOCK).to(self.device)
+        if self.plan.source.has_weight:
+            weighty = self._part("weight").reshape(-1).index_select(0, here) > 0
+            here, numbers = here[weighty], numbers[weighty.cpu().numpy()]
         values = self._part("x").index_select(1, here).cpu().numpy()
         if not self.plan.source.condition_features or not len(here):
-            return numbers[first:last], values, None
-        return numbers[first:last], values, self._part("condition").index_select(1, here).cpu().numpy()
+            return numbers, values, None
+        return numbers, values, self._part("condition").index_select(1, here).cpu().numpy()
 
     def _new_store(self) -> BlockStore:
         source = self.plan.source

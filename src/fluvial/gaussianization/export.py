@@ -21,6 +21,7 @@ from fluvial.codecs import (
     PrincipalAxes,
     ShearedSpline,
     Standardize,
+    Whiten,
 )
 from fluvial.codecs.box import Box
 from fluvial.codecs.marginal_spline import Knots
@@ -109,6 +110,13 @@ def _parts(codec: Codec, eps: float) -> Iterator[Part]:
         features = codec.domain.dim
         yield "affine", {"loc": codec.loc.numpy(), "scale": np.ones(features)}
         yield "rotation", {"matrix": codec.encode(codec.loc + torch.eye(features, dtype=torch.float64)).T.numpy()}
+    elif isinstance(codec, Whiten) and codec.method == "pca":
+        features = codec.domain.dim
+        plain = Whiten(features).double()  # without its scales, which stand beside it
+        plain.axes.copy_(codec.axes)
+        yield "affine", {"loc": codec.loc.numpy(), "scale": codec.scale.numpy()}
+        yield "rotation", {"matrix": plain.encode(torch.eye(features, dtype=torch.float64)).T.numpy()}
+        yield "affine", {"loc": np.zeros(features), "scale": codec.spread.numpy()}
     elif isinstance(codec, Isometry):
         yield "rotation", {"matrix": codec.encode(torch.eye(codec.domain.event_shape[0], dtype=torch.float64)).T.numpy()}
     elif isinstance(codec, MarginalSpline):

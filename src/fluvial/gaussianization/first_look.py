@@ -22,15 +22,21 @@ class FirstLook(NamedTuple):
         low: Smallest number of every column, (D,).
         high: Largest.
         sample: Some rows, (m, D).
+        numbers: Theirs, (m,).
+        weight: Their weights, (m,).
         heaviest: What weights are divided by, so that their squares are numbers: the largest one, or 1 where all are whole and not too large.
         whole: Whether weights are whole and not too large, or there are none: rows then count as often.
+        digest: Of all numbers, by which data are known again.
     """
 
     low: np.ndarray
     high: np.ndarray
     sample: np.ndarray
+    numbers: np.ndarray
+    weight: np.ndarray
     heaviest: float
     whole: bool
+    digest: int
 
     @property
     def extent(self) -> list[float]:
@@ -60,7 +66,9 @@ def first_look(workers: Workers, plan: Plan) -> FirstLook:
     whole = not source.has_weight or (whole and largest <= WEIGHT_STEPS)
     if 0 < largest < _LIGHTEST and not whole:
         raise ValueError(f"fit: the largest weight is {largest:.3g}, which leaves no digits to the others; multiply all weights by the same number")
-    return FirstLook(low, high, np.concatenate([part.sample[1] for part in parts]), 1.0 if whole or largest == 0 else largest, whole)
+    numbers, sample, weight = (np.concatenate([part.sample[k] for part in parts]) for k in range(3))
+    digest = sum(part.digest for part in parts)
+    return FirstLook(low, high, sample, numbers, weight, 1.0 if whole or largest == 0 else largest, whole, digest)
 
 
 def names_of(source: RowSource) -> list[str]:

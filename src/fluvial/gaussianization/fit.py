@@ -25,7 +25,7 @@ from fluvial.gaussianization.joint_layers import ConditionRows
 from fluvial.gaussianization.layers import LayerwiseFit, Settings
 from fluvial.gaussianization.marginals import Marginal, TailKind
 from fluvial.gaussianization.rotations import RotationKind, kind_of
-from fluvial.gaussianization.shard import WEIGHT_STEPS, Plan
+from fluvial.gaussianization.shard import WEIGHT_STEPS, Plan, is_training
 from fluvial.gaussianization.sources import Appended, RowSource, open_rows
 from fluvial.gaussianization.store import parse_size
 from fluvial.gaussianization.tree import merge
@@ -33,6 +33,7 @@ from fluvial.gaussianization.workers import GroupWorkers, LocalWorkers, Workers,
 from fluvial.training.history import History, Row
 
 Limit = float | None
+_FAR_OUT = 100.0  # distances between the quantiles 16 % and 84 %
 _ASTRAY = 10.0  # standard deviations, in units of that of the middle two thirds of the rows
 _FEWEST = 20  # training rows
 _CONTEXT_LAYERS = 30
@@ -156,6 +157,8 @@ def fit(
         seed=seed_of(seed),
     )
     _check(settings)
+    if resume and directory is None:
+        raise ValueError("fit: resume=True needs the directory that holds the layers so far")
     threads = None if threads is None else whole(threads, "threads", least=1)
     share = share_of(validation)
     if memory is not None:
@@ -180,7 +183,7 @@ def fit(
         _warn_of_dependence(look, widths, plan)
         before, scale, unit = _first_maps(workers, plan, look, widths, bounds, bounded=tail == "bounded", whiten=whiten)
         fitting = LayerwiseFit(workers, plan, before, settings, unit=unit, context=context)
-        course = Course(fitting, _spec(plan.source, widths, given), None if directory is None else Path(directory), look.extent, on_layer)
+        course = Course(fitting, _spec(plan.source, widths, given), None if directory is None else Path(directory), look, on_layer)
         with course.opened():
             workers.call("load", before, widths, scale, context)
             flow = course.run(resume=resume, shown=progress and workers.leads, interrupted=interrupted)
@@ -257,7 +260,7 @@ def _context(plan: Plan, settings: Settings, threads: int | None, client: Any) -
         look = first_look(workers, plan)
         widths = _widths(look, plan)
         before, scale, unit = _first_maps(workers, plan, look, widths, None)
-        course = Course(LayerwiseFit(workers, plan, before, settings, unit=unit), _spec(plan.source, widths, None), None, look.extent, None)
+        course = Course(LayerwiseFit(workers, plan, before, settings, unit=unit), _spec(plan.source, widths, None), None, look, None)
         workers.call("load", before, widths, scale)
         codec = course.run(resume=False, shown=False).codec
     if widths.any():
@@ -275,7 +278,11 @@ def _widths(look: FirstLook, plan: Plan) -> np.ndarray:
 
 
 def _warn_of_dependence(look: FirstLook, widths: np.ndarray, plan: Plan) -> None:
-    dependent = dependent_columns(look.sample, widths)
+    sample = look.sample[is_training(plan, look.numbers)]
+    low, middle, high = np.quantile(sample, [0.159, 0.5, 0.841], axis=0)
+    # One row far out lies on a line with all the others.
+    reach = np.where(high > low, _FAR_OUT * (high - low), np.inf)
+    dependent = dependent_columns(sample[(np.abs(sample - middle) <= reach).all(1)], widths)
     if dependent:
         named = ", ".join(names_of(plan.source)[k] for k in dependent[:6]) + ", …" * (len(dependent) > 6)
         warnings.warn(
@@ -307,9 +314,9 @@ def _first_maps(
     if bounds is not None or bounded:
         codecs.append(_bounds(bounds, low, high + widths, plan.source))
     first = codecs[0].double() if codecs else None
-    # Bounds map every coordinate by itself, and never from larger to smaller.
-    ends = np.stack([low, high]) if first is None else first.encode(torch.from_numpy(np.stack([low, high]))).numpy()
-    centre = ends.sum(0) / 2
+    some = look.sample if first is None else first.encode(torch.from_numpy(look.sample)).numpy()
+    # Near most rows, so that no row far out, held out perhaps, takes the digits of the sums of distances to it.
+    centre = np.median(some, axis=0)
     sums: Any = merge(workers.call("moments", first, centre, widths, look.heaviest), plan.source.blocks)
     number, number2, positive = sums["number"]
     _check_weights(number, number2, positive, whole=look.whole)
@@ -318,7 +325,6 @@ def _first_maps(
     if not bool((sd > 0).all()):
         raise ValueError(f"fit: {kind} {names[int(np.argmin(sd))]} holds one value only in the training rows; leave it out")
     # A few rows far out would leave no digits of single precision to the others.
-    some = look.sample if first is None else first.encode(torch.from_numpy(look.sample)).numpy()
     low, middle, high = np.quantile(some, [0.159, 0.5, 0.841], axis=0)
     astray = sd > _ASTRAY * (high - low) / 2
     astray &= high > low
@@ -330,9 +336,11 @@ def _first_maps(
     standardize.is_fitted.fill_(1)
     codecs.append(standardize)
     if whiten:
-        noise = widths * np.random.default_rng(plan.seed).random((len(some), len(widths)))
+        noisy = look.sample + widths * np.random.default_rng(plan.seed).random((len(some), len(widths)))
+        kept = is_training(plan, look.numbers) & (look.weight > 0)
+        rows, weight = torch.from_numpy(noisy[kept]), torch.from_numpy(look.weight[kept] / look.weight.max())
         whitening = Whiten(plan.source.features).double()
-        whitening.fit_(standardize.encode(torch.from_numpy(some + noise)))
+        whitening.fit_(standardize.encode(rows if first is None else first.encode(rows)), weight=weight)
         codecs.append(whitening.float())
     if look.whole:
         return Chain(codecs), 1.0, 1.0
@@ -371,7 +379,8 @@ def _spec(source: RowSource, widths: np.ndarray, given: DataSpec | None) -> Data
     dequantize = tuple(widths.tolist()) if widths.any() else None
     if given is not None:
         return given.replace(dequantize=dequantize)
-    return DataSpec((source.features,), names=source.names, dequantize=dequantize)
+    condition = (source.condition_features,) if source.condition_features else None
+    return DataSpec((source.features,), names=source.names, condition=condition, condition_names=source.condition_names, dequantize=dequantize)
 
 
 def _noisy(data: Any, seed: int) -> Any:

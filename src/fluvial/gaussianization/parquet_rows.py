@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,6 +256,9 @@ def _choose(fields: dict[str, Any], wishes: dict[str, Any], path: str) -> Chosen
     if not present:
         held = ", ".join(f"{name!r} ({kind})" for name, kind in fields.items())
         raise ValueError(f"{path}: no column holds numbers; there are {held or 'no columns'}")
+    others = [f"{name!r} ({kind})" for name, kind in fields.items() if name not in present and not _is_number(kind)]
+    if others and wishes.get("columns") is None:
+        warnings.warn(f"{path}: left out, as they hold no numbers: {', '.join(others)}; columns= says which are meant", stacklevel=4)
     return choose(present, **wishes, where=path)
 
 

@@ -166,7 +166,10 @@ def _correlations(data: Any, *, seed: int) -> tuple[Tensor, float]:
     # A list of numbers is a vector, too; a tuple is (x, c) and a path is a file.
     vector = torch.as_tensor(data, dtype=torch.float64) if isinstance(data, list) else data
     if getattr(vector, "ndim", None) == 1:
-        values = checked_spectrum(vector)
+        try:
+            values = checked_spectrum(vector)
+        except ValueError as error:
+            raise ValueError(f"{error} (an array of one axis is taken for the eigenvalues of a covariance; rows have the shape (n, D))") from None
         return with_spectrum(values / values.mean(), seed=seed), 0.0
     dataset = as_dataset(vector)
     if len(dataset) < 2:

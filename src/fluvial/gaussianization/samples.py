@@ -9,6 +9,7 @@ import torch
 
 from fluvial.data import Dataset, as_dataset
 from fluvial.gaussianization import keyed
+from fluvial.gaussianization.columns import ties_of
 
 _TIED = 0.5  # with fewer distinct values than this share of the rows, a column is one of steps
 
@@ -75,6 +76,12 @@ def refuse_ties(sample: Sample) -> None:
     Raises:
         ValueError: If a column has so few values that it is one of steps.
     """
+    for column, values in enumerate(sample.x.T):
+        if (ties := ties_of(values)).kind == "atoms":
+            raise ValueError(
+                f"{sample.where}: column {sample.names[column]} has an atom: {ties.share:.0%} of its rows are {ties.value:g}, and has no density; "
+                "measure the others and the share of these apart, or add noise whose width is of consequence"
+            )
     for column in sample.tied:
         values = len(np.unique(sample.x[:, column]))
         raise ValueError(

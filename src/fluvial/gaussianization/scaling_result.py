@@ -165,9 +165,11 @@ class StudyResult:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise ValueError(f"{path} has format {content['format']}, this version reads {FORMAT}; make it again")
+            if not isinstance(content["settings"], dict):
+                raise TypeError("its settings are no mapping")
             cells = [Cell.from_dict(entries) for entries in content["cells"]]
             return cls(content["settings"], cells, content["left_out"], complete=content["complete"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a whole study ({type(error).__name__}: {error}); remove it, or start afresh with resume=False") from None
 
     def __str__(self) -> str:

@@ -1,6 +1,7 @@
 """The share of the rows that one worker holds, and what it does with them."""
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from fluvial.codecs.spline_loops import Engine
 from fluvial.gaussianization import keyed
 from fluvial.gaussianization.bending import bending
 from fluvial.gaussianization.kernel_histogram import BINS, grid_sums, histogram_, key_histogram_, refine_histogram_
-from fluvial.gaussianization.sources import BLOCK, RowSource
+from fluvial.gaussianization.sources import BLOCK, Rows, RowSource
 from fluvial.gaussianization.store import BlockStore, choose_store
 from fluvial.gaussianization.tree import TreeSum
 
@@ -67,15 +68,17 @@ class Survey(NamedTuple):
         low: Smallest value of every coordinate, shape (D,).
         high: Largest.
         weight: Largest weight, and whether all are whole numbers.
-        sample: Row numbers of the subsample that lie here, and these rows, (m,) and (m, D).
+        sample: Row numbers of the subsample that lie here, these rows, and their weights: (m,), (m, D) and (m,).
         condition: Smallest and largest entries of the conditions, (f,) each.
+        digest: Of all numbers; those of several shards are added.
     """
 
     low: np.ndarray
     high: np.ndarray
     weight: tuple[float, bool]
-    sample: tuple[np.ndarray, np.ndarray]
+    sample: tuple[np.ndarray, np.ndarray, np.ndarray]
     condition: tuple[np.ndarray, np.ndarray]
+    digest: int
 
 
 class Shard:
@@ -100,21 +103,25 @@ class Shard:
         features = self.plan.source.features
         low, high = np.full(features, np.inf), np.full(features, -np.inf)
         least, most = (np.full(self.plan.source.condition_features, end) for end in (np.inf, -np.inf))
-        largest, whole, rows, numbers = 0.0, True, [], []
+        largest, whole, digest = 0.0, True, 0
+        rows, numbers, weights = [], [], []
         for block in self._each():
             raw = self.plan.source.read_block(block)
             start = block * BLOCK
             here = sample[np.searchsorted(sample, start) : np.searchsorted(sample, start + len(raw.x))]
             numbers.append(here)
             rows.append(raw.x[here - start].astype(np.float64))
+            weights.append(np.ones(len(here)) if raw.weight is None else raw.weight[here - start].astype(np.float64))
+            digest += _digest(raw, block)
             x = _mapped(raw.x, before)[0]
             low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
             if raw.c is not None:
                 least, most = np.minimum(least, raw.c.min(0)), np.maximum(most, raw.c.max(0))
             if raw.weight is not None:
                 largest, whole = max(largest, float(raw.weight.max())), whole and bool((raw.weight % 1 == 0).all())
-        sampled = (np.concatenate(numbers), np.concatenate(rows)) if rows else (np.empty(0, np.int64), np.empty((0, features)))
-        return Survey(low, high, (largest, whole), sampled, (least, most))
+        none = (np.empty(0, np.int64), np.empty((0, features)), np.empty(0))
+        sampled = (np.concatenate(numbers), np.concatenate(rows), np.concatenate(weights)) if rows else none
+        return Survey(low, high, (largest, whole), sampled, (least, most), digest)
 
     def moments(self, before: Bijection | None, centre: np.ndarray, widths: np.ndarray, heaviest: float = 1.0) -> list[Any]:
         """Nodes of the sums of the training rows' weights, divided by a number, of their squares, of the rows that have any, of their distances to a
@@ -246,13 +253,15 @@ class Shard:
         return total.nodes
 
     def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Of the rows with these numbers (sorted) those that are here, as they stand: numbers (m,), values (D, m), conditions (f, m) or None."""
+        """Of the rows with these numbers (sorted) those that are here and have weight: numbers (m,), values (D, m), conditions (f, m) or None."""
         found, values, conditions = [], [], []
         for block in self._each():
             first, last = np.searchsorted(numbers, [block * BLOCK, (block + 1) * BLOCK])
             if last > first:
                 here = numbers[first:last] - block * BLOCK
-                found.append(numbers[first:last])
+                if self.plan.source.has_weight:
+                    here = here[self._stored().read(block, "weight")[here] > 0]
+                found.append(here + block * BLOCK)
                 values.append(self._x(block)[:, here])
                 if self.plan.source.condition_features:
                     conditions.append(self._stored().read(block, "condition")[:, here])
@@ -340,6 +349,15 @@ class Shard:
             counted = x * sides[0].astype(np.float32)
             sums |= {"first": counted.sum(1, dtype=np.float64), "second": (counted @ x.T).astype(np.float64)}
         return sums
+
+
+def _digest(raw: Rows, block: int) -> int:
+    """Of the numbers of a block, and where it lies."""
+    found = block
+    for part in raw:
+        if part is not None:
+            found = zlib.crc32(np.ascontiguousarray(part, np.float64).data, found)
+    return found
 
 
 def is_training(plan: Plan, numbers: np.ndarray) -> np.ndarray:

@@ -3,17 +3,15 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fluvial.conditions import Condition, leaves, transform
+from fluvial.data import Dataset, as_dataset
 from fluvial.manifolds import Euclidean, Manifold, Product
 from fluvial.metrics.estimate import Estimate, mean_estimate
-
-if TYPE_CHECKING:
-    from fluvial.data import Dataset
 
 Volume = Literal["decoder", "encoder"]
 At = Literal["reconstruction", "preimage"]
@@ -105,8 +103,8 @@ def encoder_decoder_gap(flow: nn.Module, x: Tensor, c: Condition = None, *, weig
     return gap_of(log_prob(flow, x, c, volume="encoder"), log_prob(flow, x, c), weight)
 
 
-def figures(flow: nn.Module, dataset: "Dataset") -> dict[str, Estimate]:
-    """The figures of a flow on held-out data.
+def figures(flow: nn.Module, dataset: "Dataset | Any") -> dict[str, Estimate]:
+    """The figures of a flow on held-out data: a Dataset, or what makes one.
 
     Returns:
         ``nll`` (the decoder's density; exact for a bijection), ``nll_encoder``, ``gap`` (the difference
@@ -116,7 +114,7 @@ def figures(flow: nn.Module, dataset: "Dataset") -> dict[str, Estimate]:
     Raises:
         ValueError: If a row lies further than 0.01 (1 + |x|) from the flow's manifold.
     """
-    x, c, weight = placed(flow, dataset)
+    x, c, weight = placed(flow, as_dataset(dataset))
     refuse_beside(flow, x)
     decoder, encoder = log_prob(flow, x, c), log_prob(flow, x, c, volume="encoder")
     gap = gap_of(encoder, decoder, weight)

@@ -266,7 +266,11 @@ def _names_energy(tree: Any) -> bool:
 
 def _has_layers(text: str, overrides: Sequence[str]) -> bool:
     """Whether the recipe has the section gaussianize."""
-    return "gaussianize" in yaml.safe_load(text) or any(word.startswith("--gaussianize") for word in overrides)
+    tree = yaml.safe_load(text)
+    given = tree.get("gaussianize", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"recipe: gaussianize must be a mapping of arguments, {{}} for all defaults, got {given!r}")
+    return "gaussianize" in tree or any(word.startswith("--gaussianize") for word in overrides)
 
 
 def _check_complete(name: str, tree: Namespace) -> None:

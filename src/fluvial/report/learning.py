@@ -95,6 +95,8 @@ def _having(rows: list[dict[str, Any]], *curves: Curve) -> list[Curve]:
 
 
 def _loss(rows: list[dict[str, Any]]) -> list[Curve]:
+    if any("layer" in row for row in rows):
+        return []
     names = dict.fromkeys(name for row in rows for name in row)
     terms = [
         n
@@ -109,6 +111,8 @@ def _loss(rows: list[dict[str, Any]]) -> list[Curve]:
 
 
 def _nll(rows: list[dict[str, Any]]) -> list[Curve]:
+    if any("layer" in row for row in rows):
+        return _having(rows, ("nll", "rows held out", MODEL), ("train_nll", "training rows", DATA))
     free = any("nll_encoder" in row for row in rows)
     return _having(
         rows,

@@ -29,24 +29,34 @@ _NLL_CURVES = (
 )
 
 
+_LAYER_CURVES = (
+    "The NLL of the flow of so many layers, on rows held out, with bands of one standard error, and on the rows they were fitted to. Where "
+    "the first rises again while the second falls, layers learn the rows by heart: fewer bins or stronger shrinkage (alpha) help. Where both still "
+    "fall at the end, more layers do."
+)
+
+
 def training(material: Material) -> Section:
     """The curves."""
     if not material.history:
         return Section("training", "Training", missing=" ".join(filter(None, (material.history_note, material.hints.history))))
     last = material.history[-1]
-    took = f"{last.get('step', 0):,} steps".replace(",", " ")
+    layers = "layer" in last
+    took = f"{last.get('step', 0):,} {'layers' if layers else 'steps'}".replace(",", " ")
     if isinstance(last.get("seconds"), int | float):
         took += f" in {clock(last['seconds'])}"
     ended = ", interrupted" if material.stopped == "interrupted" else f", ended by {material.stopped}" if material.stopped else ""
     skipped = f"; {last['skipped']} steps were skipped because something in them was not finite" if last.get("skipped") else ""
     note = f" {material.history_note}" if material.history_note else ""
     caption = (
-        _NLL_CURVES
+        _LAYER_CURVES
+        if layers
+        else _NLL_CURVES
         if any("nll" in row for row in material.history)
         else "Figures on draws of the flow, from the same noise every time. The share of effective samples should rise to 1, log Z come to rest."
     )
     figure = curves(material.history, best=material.best)
-    return Section("training", "Training", f"{took}{ended}{skipped}.{note}", [Panel("", [figure], caption, "full")])
+    return Section("training", "Layers" if layers else "Training", f"{took}{ended}{skipped}.{note}", [Panel("", [figure], caption, "full")])
 
 
 def samples(material: Material) -> Section:

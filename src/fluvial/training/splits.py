@@ -130,6 +130,10 @@ def _on_manifold(flow: nn.Module, data: Dataset, what: str) -> Dataset:
         )
     if data.spec.manifold is None and not isinstance(manifold, Euclidean):
         return as_dataset(data, manifold=manifold)
+    known = getattr(flow, "spec", None)
+    if data.spec.dequantize is None and known is not None and known.dequantize is not None:
+        # A flow whose layers were fitted to columns of steps knows them.
+        return as_dataset(data, dequantize=known.dequantize)
     return data
 
 
