@@ -247,7 +247,7 @@ def test_no_false_alarm_of_dependence():
         ({"threads": 1.5}, "threads must be a whole number"),
         ({"seed": -1}, "seed must be a whole number, from 0 to 9223372036854775807, got -1"),
         ({"seed": 1.5}, "seed must be a whole number"),
-        ({"min_gain": float("nan")}, "min_gain must be a number of nats, not negative"),
+        ({"min_gain": float("nan")}, "min_gain must be a number of nats"),
         ({"bounds": 3}, r"bounds of 3 columns, a pair \(lower, upper\) for each"),
         ({"bounds": [(0, 1, 2)] * 3}, r"got \(0, 1, 2\) for column 0"),
         ({"bounds": [("a", "b")] * 3}, r"got \('a', 'b'\) for column 0"),

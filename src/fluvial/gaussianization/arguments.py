@@ -70,10 +70,10 @@ def gain_of(value: Any) -> float:
     """Nats that count as a gain.
 
     Raises:
-        ValueError: If it is no number, or negative.
+        ValueError: If it is no number, or infinite: minus infinity counts every layer.
     """
-    if not is_number(value) or not 0 <= float(value) < math.inf:
-        raise ValueError(f"fit: min_gain must be a number of nats, not negative, got {value!r}")
+    if not is_number(value) or not float(value) < math.inf:
+        raise ValueError(f"fit: min_gain must be a number of nats, -inf to count every layer, got {value!r}")
     return float(value)
 
 

@@ -93,7 +93,7 @@ def fit(
             first layer then sees those axes, and not the columns.
         max_layers: No more layers than these.
         patience: Stop after so many layers without gain on the rows held out; the layers after the best one are left out.
-        min_gain: What counts as one, in nats.
+        min_gain: What counts as one, in nats; -inf keeps every layer.
         validation: Share of the rows to hold out, 0 for none, or the rows themselves, in any form ``data`` takes.
         dither: Width of uniform noise added to columns of steps, one number or one for each column, None for none; "auto" finds columns with ties
             and warns: to whole numbers, rounded ones and levels it adds noise as wide as their step; to a column with an atom, such as many zeros,
